@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test check bench prove docs clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)   ## real ImageNet weights onto real digits: freeze, train, get killed, resume, compare
+	$(BIN)/torchkeep demo
+
+test: $(STAMP)   ## the whole suite
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## style, types, direction of the imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## save and open beside torch.save, torch.load and safetensors; prints a table
+	$(BIN)/python benchmarks/save_and_open.py
+
+prove: $(STAMP)  ## the long proofs; writes the tables in docs/proofs
+	$(BIN)/python -m pytest tests/prove -m prove --override-ini addopts=-ra
+
+docs: $(STAMP)   ## run every example in README and docs
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,72 @@
+"""torchkeep looks after the parameters of PyTorch models through their whole life.
+
+Open any checkpoint safely, load weights loudly, freeze for real, save only what changed, resume exactly.
+"""
+
+from __future__ import annotations
+
+from . import errors as errors
+from . import surgery as surgery
+from .converting import convert as convert
+from .core.checkpoint import Checkpoint as Checkpoint
+from .core.checkpoint import Finding as Finding
+from .core.limits import Limits as Limits
+from .core.names import Selector as Selector
+from .core.report import LoadReport as LoadReport
+from .core.report import SaveReport as SaveReport
+from .core.source import Source as Source
+from .core.tensors import LazyTensor as LazyTensor
+from .core.tensors import TensorSpec as TensorSpec
+from .core.tree import Global as Global
+from .core.tree import Record as Record
+from .core.version import __version__ as __version__
+from .freezing import freeze as freeze
+from .freezing import unfreeze as unfreeze
+from .inspecting import inspect as inspect
+from .loading import load_into as load_into
+from .loading import plan_load as plan_load
+from .opening import load as load
+from .opening import open_checkpoint as open
+from .rules.prefixes import Add as add
+from .rules.prefixes import Strip as strip
+from .running import Run as Run
+from .running import is_run as is_run
+from .running import local_store as local_store
+from .saving import save as save
+from .showing import show as show
+from .showing import to_json as to_json
+from .verifying import verify as verify
+
+__all__ = [
+    "Checkpoint",
+    "Finding",
+    "Global",
+    "LazyTensor",
+    "Limits",
+    "LoadReport",
+    "Record",
+    "Run",
+    "SaveReport",
+    "Selector",
+    "Source",
+    "TensorSpec",
+    "__version__",
+    "add",
+    "convert",
+    "errors",
+    "freeze",
+    "inspect",
+    "is_run",
+    "load",
+    "load_into",
+    "local_store",
+    "open",
+    "plan_load",
+    "save",
+    "show",
+    "strip",
+    "surgery",
+    "to_json",
+    "unfreeze",
+    "verify",
+]

@@ -1,0 +1,1 @@
+"""The command line: the library spoken aloud. It uses the public API and nothing else."""

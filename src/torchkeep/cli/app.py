@@ -1,0 +1,56 @@
+"""The program `torchkeep`: one file per command, one exit code per error class."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import torchkeep as tk
+
+from . import convert, demo, inspect, load, runs, verify
+from .output import fail
+
+app = typer.Typer(
+    name="torchkeep",
+    help="Looks after the parameters of PyTorch models: opens any checkpoint safely, loads loudly, resumes exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"torchkeep {tk.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Every command has --help and --json. Errors have a name, a hint and an exit code (docs/cli.md)."""
+
+
+app.command()(inspect.inspect)
+app.command()(convert.convert)
+app.command()(load.load)
+app.command()(verify.verify)
+app.command()(runs.runs)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Run the program; an error of torchkeep ends it with the exit code of its class."""
+    try:
+        app()
+    except tk.errors.TorchkeepError as error:
+        sys.exit(fail(error, "--json" in sys.argv))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(141)

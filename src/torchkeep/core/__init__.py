@@ -1,0 +1,1 @@
+"""The nouns: frozen data that every other room speaks of. No reading or writing of files here."""

@@ -1,0 +1,62 @@
+"""BLAKE3 of tensors: what makes an unchanged tensor recognisable and a damaged one visible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from ..errors import UnsavableError
+
+_BIG = 1 << 20
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The elements of a tensor in row-major order as bytes; a view wherever the layout allows, else one copy.
+
+    Raises:
+        UnsavableError: it is sparse, quantized or of another kind that is not made of strided elements.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
+        raise UnsavableError(f"a {kind} tensor cannot be written yet", hint="save tensor.to_dense() or its parts")
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    if not plain.numel():
+        return memoryview(b"")
+    flat = torch.empty(0, dtype=torch.uint8).set_(
+        plain.untyped_storage(), plain.storage_offset() * plain.element_size(), (plain.nbytes,), (1,)
+    )
+    return memoryview(flat.numpy())
+
+
+def digest_bytes(data: Any) -> str:
+    """BLAKE3 of some bytes as 64 hex digits."""
+    return blake3(data).hexdigest()
+
+
+def digest_tensors(tensors: Sequence[torch.Tensor]) -> list[str]:
+    """BLAKE3 of many tensors: large ones side by side on a few threads, small ones in line."""
+    out: list[str] = [""] * len(tensors)
+
+    def one(position: int) -> None:
+        out[position] = digest_bytes(tensor_bytes(tensors[position]))
+
+    big = [position for position, tensor in enumerate(tensors) if tensor.nbytes >= _BIG]
+    for position in _small(range(len(tensors)), set(big)):
+        one(position)
+    if len(big) > 1:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(one, big))
+    else:
+        for position in big:
+            one(position)
+    return out
+
+
+def _small(positions: Iterable[int], big: set[int]) -> Iterable[int]:
+    return (position for position in positions if position not in big)

@@ -1,0 +1,111 @@
+"""A committed state of a run, as far as one wants to know it without restoring it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from . import tagged
+from .manifest import Body
+from .table import Table, human_bytes
+from .tensors import TensorSpec, torch_dtype
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed state of a run.
+
+    Attributes:
+        sequence: its number in the run, from 1.
+        step: the caller's number.
+        parent: the sequence it was continued from; 0 for none.
+        created: seconds since 1970.
+        metrics: the last value of each metric that was logged before it.
+        tensors, nbytes: how many tensors it has and their bytes, shared ones counted once.
+        new_bytes: bytes of tensors that no earlier snapshot of the run had.
+        packs: ids of the packs it needs.
+    """
+
+    sequence: int
+    step: int
+    parent: int
+    created: float
+    metrics: Mapping[str, Any]
+    tensors: int
+    nbytes: int
+    new_bytes: int
+    packs: tuple[str, ...]
+
+
+def snapshot_of(body: Body, seen: set[str]) -> Snapshot:
+    """A snapshot from its manifest; `seen` has the digests of earlier ones and grows."""
+    sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in body.entries}
+    new = sum(size for digest, size in sizes.items() if digest not in seen)
+    seen.update(sizes)
+    metrics = tagged.decode(body.metrics)
+    return Snapshot(
+        body.sequence, body.step, body.parent, body.created, metrics, len(body.entries), sum(sizes.values()), new,
+        tuple(body.packs),
+    )  # fmt: skip
+
+
+def spec_of_entry(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """dtype and shape of a manifest's entry."""
+    return TensorSpec(torch_dtype(dtype), tuple(shape))
+
+
+def best_of(snapshots: Iterable[Snapshot], metric: str, mode: str) -> Snapshot | None:
+    """The snapshot with the lowest (`min`) or highest (`max`) value of a metric; NaN never wins, the earliest does."""
+    best: Snapshot | None = None
+    for snapshot in snapshots:
+        value = snapshot.metrics.get(metric)
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            continue
+        held = best.metrics[metric] if best is not None else None
+        if held is None or (value < held if mode == "min" else value > held):
+            best = snapshot
+    return best
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The snapshots of a run as one table, with what is damaged among them."""
+
+    path: str
+    snapshots: tuple[Snapshot, ...]
+    best: Snapshot | None
+    records: int
+    damaged: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """One row a snapshot."""
+        metrics = list(dict.fromkeys(key for snapshot in self.snapshots for key in snapshot.metrics))[:5]
+        rows = tuple(
+            (
+                str(one.sequence) + (" best" if self.best and one.sequence == self.best.sequence else ""),
+                str(one.step),
+                str(one.parent or ""),
+                datetime.fromtimestamp(one.created).strftime("%Y-%m-%d %H:%M:%S"),
+                human_bytes(one.new_bytes),
+                human_bytes(one.nbytes),
+                *(_number(one.metrics.get(metric)) for metric in metrics),
+            )
+            for one in self.snapshots
+        )
+        return Table(
+            title=f"run {self.path}",
+            facts=(("snapshots", str(len(self.snapshots))), ("history", f"{self.records} records")),
+            columns=("snapshot", "step", "parent", "saved at", "new", "all", *metrics),
+            rows=rows,
+            notes=tuple(f"damaged: {what}" for what in self.damaged),
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,224 @@
+"""The errors of torchkeep: few classes, and a different class means a different thing for the caller to do.
+
+    TorchkeepError                       the root; catch this to catch everything
+    |- OpenError                         a file could not be opened
+    |  |- CheckpointNotFoundError        nothing is there (also a FileNotFoundError)
+    |  |- UnknownFormatError             what is there is not a checkpoint
+    |  |- CorruptCheckpointError         it is a checkpoint, and damaged or lying about itself
+    |  |- UnsafeCheckpointError          reading it would cost more than the limits allow
+    |  `- UnsupportedFeatureError        it is sound, and torchkeep cannot read this part of it yet
+    |- LoadError
+    |  |- IncompatibleCheckpointError    weights and model do not fit; `.report` says where
+    |  |- AmbiguousMatchError            there are two equally good ways to match the names
+    |  `- PartialLoadError               loading stopped in the middle; `.applied` names what was copied
+    |- SaveError
+    |  |- UnsavableError                 the object at `.path` cannot be written without pickle
+    |  |- RunLockedError                 another process is writing this run
+    |  |- CommitUnknownError             the last step may or may not have reached the disk
+    |  `- NoSpaceError                   the disk is full (also an OSError); `.needed` and `.free` in bytes
+    |- StoreError
+    |  `- KeyNotFoundError               the store has no such key (also a FileNotFoundError)
+    |- SelectorError                     a selector selects nothing or cannot be read (also a ValueError)
+    |- SurgeryError                      the layer cannot be changed in this way (also a ValueError)
+    `- MissingDependencyError            an optional package is not installed (also an ImportError)
+
+Every class has an `exit_code`, which the command line uses; docs/cli.md has them in one table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TorchkeepError(Exception):
+    """The root of every error that torchkeep raises.
+
+    Attributes:
+        message: what is wrong, in one sentence.
+        hint: what to try, or an empty string.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  try: {self.hint}" if self.hint else self.message
+
+
+class OpenError(TorchkeepError):
+    """A checkpoint could not be opened.
+
+    Attributes:
+        file: the file as the caller named it.
+        place: where in the file, e.g. `data.pkl, byte 120` or `header, tensor 'fc.weight'`; may be empty.
+    """
+
+    exit_code = 10
+
+    def __init__(self, message: str, *, file: str = "", place: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+        self.place = place
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.place, super().__str__()) if part)
+
+
+class CheckpointNotFoundError(OpenError, FileNotFoundError):
+    """There is no file or folder of this name."""
+
+    exit_code = 11
+
+
+class UnknownFormatError(OpenError):
+    """What is there is not a checkpoint of any kind torchkeep knows; the message names what it looks like."""
+
+    exit_code = 12
+
+
+class CorruptCheckpointError(OpenError):
+    """The file contradicts itself: truncated, damaged, or made to mislead."""
+
+    exit_code = 13
+
+
+class UnsafeCheckpointError(OpenError):
+    """Reading on would exceed a limit that keeps hostile files from exhausting memory or time."""
+
+    exit_code = 14
+
+
+class UnsupportedFeatureError(OpenError):
+    """The file is of a known kind that torchkeep does not read yet."""
+
+    exit_code = 15
+
+
+class LoadError(TorchkeepError):
+    """Weights could not be put into a model."""
+
+    exit_code = 20
+
+
+class IncompatibleCheckpointError(LoadError):
+    """Something would stay unloaded that the caller did not allow. The model is untouched.
+
+    Attributes:
+        report: the `LoadReport` of what would have been loaded and what not, or None when resuming a run.
+    """
+
+    exit_code = 21
+
+    def __init__(self, message: str, *, report: Any = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
+
+
+class AmbiguousMatchError(LoadError):
+    """Two ways of matching the names are equally good; the caller has to choose.
+
+    Attributes:
+        candidates: the rules that tie, as text.
+    """
+
+    exit_code = 22
+
+    def __init__(self, message: str, *, candidates: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.candidates = candidates
+
+
+class PartialLoadError(LoadError):
+    """Copying failed after it had begun, so the model holds old and new values.
+
+    Attributes:
+        applied: names of the parameters and buffers that were already copied.
+    """
+
+    exit_code = 23
+
+    def __init__(self, message: str, *, applied: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.applied = applied
+
+
+class SaveError(TorchkeepError):
+    """Something could not be saved. What was saved before is untouched."""
+
+    exit_code = 30
+
+
+class UnsavableError(SaveError):
+    """A value that cannot be written without pickle.
+
+    Attributes:
+        path: the dotted path of the value, e.g. `config.callbacks.0`.
+    """
+
+    exit_code = 31
+
+    def __init__(self, message: str, *, path: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class RunLockedError(SaveError):
+    """Another process holds the write lock of this run."""
+
+    exit_code = 32
+
+
+class CommitUnknownError(SaveError):
+    """The commit may or may not have reached the disk; open the run again to see which."""
+
+    exit_code = 33
+
+
+class NoSpaceError(SaveError, OSError):
+    """The disk is full. Nothing half-written was left behind.
+
+    Attributes:
+        needed: bytes that were to be written.
+        free: bytes the file system had free.
+    """
+
+    exit_code = 34
+
+    def __init__(self, message: str, *, needed: int = 0, free: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.needed = needed
+        self.free = free
+
+
+class StoreError(TorchkeepError):
+    """The place where a run's bytes live answered with an error."""
+
+    exit_code = 40
+
+
+class KeyNotFoundError(StoreError, FileNotFoundError):
+    """The store has nothing under this key."""
+
+    exit_code = 41
+
+
+class SelectorError(TorchkeepError, ValueError):
+    """A selector cannot be read, or selects nothing."""
+
+    exit_code = 50
+
+
+class SurgeryError(TorchkeepError, ValueError):
+    """The model cannot be changed in the way that was asked for. It is untouched."""
+
+    exit_code = 51
+
+
+class MissingDependencyError(TorchkeepError, ImportError):
+    """An optional package is not installed; the hint has the command that installs it."""
+
+    exit_code = 60

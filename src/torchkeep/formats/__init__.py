@@ -1,0 +1,30 @@
+"""Readers of checkpoint files: each turns headers into lazy tensors, and none runs code from a file."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..core.checkpoint import Checkpoint
+from ..core.limits import Limits
+from ..core.source import Probe, Source
+
+
+class Format(Protocol):
+    """A kind of checkpoint file."""
+
+    name: str
+
+    def sniff(self, probe: Probe) -> bool:
+        """Whether the first bytes are those of this format."""
+        ...
+
+    def open(self, source: Source, limits: Limits) -> Checkpoint:
+        """Read everything but the tensors' values."""
+        ...
+
+
+FORMATS: dict[str, str] = {  # in the order in which they are asked
+    "safetensors": "formats.safetensors:Safetensors",
+    "torch_zip": "formats.torch_zip:TorchZip",
+    "torch_legacy": "formats.torch_legacy:TorchLegacy",
+}

@@ -1,0 +1,145 @@
+"""From an unpickled object to a Checkpoint: names, kinds, modules, findings, and who wrote the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core import tree as trees
+from ..core.checkpoint import Checkpoint, Finding, Provenance, SavedModule, describe_tree
+from ..core.limits import Limits
+from ..core.tensors import LazyTensor
+from ..core.tree import Global, Record
+from ..errors import OpenError
+from ._names import findings_of
+from ._pickle import Use
+
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Something in a file that bounds the version of torch which wrote it; both bounds are inclusive."""
+
+    reason: str
+    low: Version | None = None
+    high: Version | None = None
+
+
+# Attributes of pickled modules, and the first version that writes them. Old modules that were saved again keep their
+# old attributes, so the absence of one says nothing.
+_ATTRIBUTES: dict[str, Version] = {
+    "_non_persistent_buffers_set": (1, 6),
+    "_is_full_backward_hook": (1, 8),
+    "_load_state_dict_post_hooks": (1, 11),
+    "_backward_pre_hooks": (2, 0),
+    "_forward_hooks_always_called": (2, 1),
+}
+
+# Options in the groups of a saved Adam, and the first version that writes them.
+_GROUP_KEYS: dict[str, Version] = {"maximize": (1, 11), "decoupled_weight_decay": (2, 7)}
+
+_NAMES: dict[Global, Hint] = {
+    Global("torch.storage", "UntypedStorage"): Hint("it has untyped storages", (1, 13)),
+    Global("torch.tensor", "_rebuild_from_type"): Hint("it names torch.tensor._rebuild_from_type", high=(1, 8)),
+    Global("torch._tensor", "_rebuild_from_type"): Hint("it names torch._tensor._rebuild_from_type", (1, 9)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a reader of torch's pickles hands over.
+
+    Attributes:
+        tree: the saved object.
+        seen: the names in its pickles.
+        hints: what the container tells of its writer.
+        findings: what is odd about the container.
+        metadata: text that was saved beside the object.
+    """
+
+    tree: Any
+    seen: Mapping[Global, Use]
+    hints: tuple[Hint, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def checkpoint_from(file: str, format_name: str, contents: Contents, limits: Limits) -> Checkpoint:
+    """The Checkpoint of an unpickled object."""
+    try:
+        leaves = trees.leaves(contents.tree, limits)
+        modules = trees.modules(contents.tree, limits)
+    except OpenError as error:
+        error.file = error.file or file
+        raise
+    kind, model_key, candidates = describe_tree(contents.tree, leaves)
+    return Checkpoint(
+        file,
+        format_name,
+        {leaf.name: _in_role(leaf) for leaf in leaves},
+        tree=contents.tree,
+        metadata=contents.metadata,
+        findings=(*findings_of(contents.seen), *contents.findings),
+        provenance=_provenance(contents, [record for _, record in modules]),
+        kind=kind,
+        model_key=model_key,
+        candidates=candidates,
+        modules=tuple(_saved_module(path, record) for path, record in modules),
+    )
+
+
+def _in_role(leaf: trees.Leaf) -> LazyTensor:
+    tensor: LazyTensor = leaf.tensor
+    return tensor.replace(kind="buffer") if leaf.role == "buffer" and tensor.kind == "tensor" else tensor
+
+
+def _saved_module(path: str, record: Record) -> SavedModule:
+    training = record.state.get("training")
+    return SavedModule(path, record.class_name, training if isinstance(training, bool) else None)
+
+
+def _provenance(contents: Contents, modules: Iterable[Record]) -> Provenance:
+    hints = [*contents.hints, *_module_hints(modules), *_group_hints(contents.tree)]
+    hints += [hint for named, hint in _NAMES.items() if named in contents.seen]
+    lows = [hint.low for hint in hints if hint.low is not None]
+    highs = [hint.high for hint in hints if hint.high is not None]
+    reasons = tuple(hint.reason for hint in hints)
+    producer = _span(max(lows, default=None), min(highs, default=None))
+    lightning = contents.tree.get("pytorch-lightning_version") if isinstance(contents.tree, dict) else None
+    if isinstance(lightning, str):
+        producer = f"{producer}, with Lightning {lightning[:40]}"
+        reasons = (*reasons, "it names its Lightning version")
+    return Provenance(producer, reasons)
+
+
+def _span(low: Version | None, high: Version | None) -> str:
+    def text(version: Version) -> str:
+        return f"{version[0]}.{version[1]}"
+
+    if low and high:
+        if low > high:
+            return f"torch {text(low)} or later"  # an old container can be asked for, a new attribute cannot
+        return f"torch {text(low)} to {text(high)}" if low != high else f"torch {text(low)}"
+    if low:
+        return f"torch {text(low)} or later"
+    return f"torch {text(high)} or earlier" if high else "torch"
+
+
+def _module_hints(modules: Iterable[Record]) -> list[Hint]:
+    attributes: set[str] = set()
+    for record in modules:
+        attributes.update(key for key in _ATTRIBUTES if key in record.state)
+    return [Hint(f"its modules have {name}", low) for name, low in _ATTRIBUTES.items() if name in attributes]
+
+
+def _group_hints(tree: Any) -> list[Hint]:
+    keys: set[Any] = set()
+    values = tree.values() if isinstance(tree, dict) else ()
+    for value in (tree, *values):
+        groups = value.get("param_groups") if isinstance(value, dict) else None
+        if isinstance(groups, list):
+            adams = (group for group in groups if isinstance(group, dict) and "betas" in group)
+            keys.update(key for group in adams for key in _GROUP_KEYS if key in group)
+    return [Hint(f"its optimizer's groups have {name!r}", low) for name, low in _GROUP_KEYS.items() if name in keys]

@@ -1,0 +1,198 @@
+"""safetensors files: a JSON header that says everything, then the bytes of the tensors without gaps.
+
+The reader is as strict as the specification: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NoReturn
+
+from ..core.checkpoint import Checkpoint, Provenance
+from ..core.limits import Limits
+from ..core.source import Probe, Source
+from ..core.tensors import BY_SAFETENSORS, LazyTensor, StorageRef, TensorSpec, contiguous_stride
+from ..errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
+from ._facts import read_facts, with_facts
+from ._pause import collector_paused
+
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a header: its dtype's code, its shape, and its bytes counted from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header: the file's text metadata, its tensors by name, where their bytes begin, and the raw JSON."""
+
+    metadata: dict[str, str]
+    entries: dict[str, Entry]
+    data_start: int
+    raw: bytes
+
+
+class Safetensors:
+    """Reads safetensors files."""
+
+    name = "safetensors"
+
+    def sniff(self, probe: Probe) -> bool:
+        """A length that fits the file or an immediate `{`, and an object near the place where the header begins.
+
+        Text files are left out: eight printable characters are no length.
+        """
+        head = probe.head
+        if probe.size <= 8 or all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:8]):
+            return False
+        length = int.from_bytes(head[:8], "little")
+        return head[8:9] == b"{" or (length <= probe.size - 8 and b"{" in head[8:16])
+
+    @collector_paused()
+    def open(self, source: Source, limits: Limits) -> Checkpoint:
+        """Read the header and none of the tensors."""
+        header = read_header(source, limits)
+        tensors = {
+            name: _lazy(source, entry, header.data_start)
+            for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].end))
+        }
+        ckpt = Checkpoint(
+            source.name,
+            self.name,
+            tensors,
+            metadata=header.metadata,
+            provenance=Provenance(reasons=("a safetensors header names no producer",)),
+        )
+        facts = read_facts(header.metadata, header.raw, source.name)
+        return ckpt if facts is None else with_facts(ckpt, facts, source, limits)
+
+
+def read_header(source: Source, limits: Limits) -> Header:
+    """Read a header and hold it against the specification and the file.
+
+    Raises:
+        CorruptCheckpointError: it breaks the specification, or does not fit the file.
+        UnsafeCheckpointError: it is longer than the limits allow.
+        UnsupportedFeatureError: a dtype is not one that this torch has.
+    """
+    fail = _failer(source.name)
+    size = source.size
+    length = int.from_bytes(bytes(source.read(0, 8)), "little")
+    if length > size - 8:
+        fail(f"declares a header of {length:,} bytes in a file of {size:,}; it is truncated or no safetensors file")
+    if length > limits.header_bytes:
+        raise UnsafeCheckpointError(
+            f"has a header of {length:,} bytes; Limits.header_bytes allows {limits.header_bytes:,}", file=source.name
+        )
+    raw = bytes(source.read(8, length))
+    parsed = _parse(raw, fail)
+    metadata = _metadata(parsed.pop(_METADATA, {}), fail)
+    entries = {name: _entry(name, value, fail, source.name) for name, value in parsed.items()}
+    _check_layout(entries, size - 8 - length, fail)
+    return Header(metadata, entries, 8 + length, raw)
+
+
+def _failer(file: str) -> Callable[..., NoReturn]:
+    def fail(what: str, place: str = "header") -> NoReturn:
+        raise CorruptCheckpointError(what, file=file, place=place, hint="fetch or write the file again")
+
+    return fail
+
+
+def _parse(raw: bytes, fail: Callable[..., NoReturn]) -> dict[str, Any]:
+    if raw[:1] != b"{":
+        fail(f"begins with {raw[:1]!r} where the specification demands '{{'")
+    try:
+        parsed = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        fail(f"is not UTF-8 at byte {8 + error.start}")
+    except RecursionError:
+        fail("is nested too deeply")
+    except ValueError as error:
+        fail(f"is no valid JSON: {error}")
+    if not isinstance(parsed, dict):
+        fail("is no JSON object")
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:100]!r} stands twice in one object, and readers disagree which one counts")
+    return out
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _metadata(value: Any, fail: Callable[..., NoReturn]) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        fail("has metadata that is not text by name", f"header, {_METADATA}")
+    return value
+
+
+def _entry(name: str, value: Any, fail: Callable[..., NoReturn], file: str) -> Entry:
+    place = f"header, tensor {name[:100]!r}"
+    if type(value) is not dict or value.keys() != _FIELDS:
+        fail("is not described by exactly dtype, shape and data_offsets", place)
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if type(shape) is not list or not _counts(shape):
+        fail("has a shape that is no list of sizes", place)
+    if type(offsets) is not list or len(offsets) != 2 or not _counts(offsets) or offsets[0] > offsets[1]:
+        fail("has data_offsets that are no pair of begin and end", place)
+    if type(dtype) is not str:
+        fail("has a dtype that is no text", place)
+    row = BY_SAFETENSORS.get(dtype)
+    if row is None:
+        raise UnsupportedFeatureError(
+            f"has dtype {dtype[:40]!r}, which torchkeep does not read with this torch", file=file, place=place
+        )
+    start, end = offsets
+    needed = prod(shape) * row.torch.itemsize
+    if end - start != needed:
+        fail(f"has shape {shape} of {dtype}, which is {needed:,} bytes, and data_offsets of {end - start:,}", place)
+    return Entry(dtype, tuple(shape), start, end)
+
+
+def _counts(numbers: list[Any]) -> bool:
+    """Whether all are sizes; each below 2**62, so that products of many stay cheap."""
+    if len(numbers) > 64:
+        return False
+    for number in numbers:  # noqa: SIM110 - this runs for every tensor, and a generator takes twice as long
+        if type(number) is not int or not 0 <= number < 1 << 62:
+            return False
+    return True
+
+
+def _check_layout(entries: dict[str, Entry], nbytes: int, fail: Callable[..., NoReturn]) -> None:
+    """The tensors must cover the data exactly: what no tensor covers could hide anything."""
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != position:
+            what = "overlaps the tensor before it" if entry.start < position else "leaves a hole before it"
+            fail(f"{what}: it begins at {entry.start:,} and not at {position:,}", f"header, tensor {name[:100]!r}")
+        position = entry.end
+    if position > nbytes:
+        fail(f"describes {position:,} bytes of tensors, the file has {nbytes:,}; it is truncated")
+    if position < nbytes:
+        fail(f"describes {position:,} bytes of tensors, and {nbytes - position:,} more follow")
+
+
+def _lazy(source: Source, entry: Entry, data_start: int) -> LazyTensor:
+    spec = TensorSpec(BY_SAFETENSORS[entry.dtype].torch, entry.shape)
+    storage = StorageRef(entry.end - entry.start, data_start + entry.start)
+    return LazyTensor(source, storage, spec, contiguous_stride(entry.shape))

@@ -1,0 +1,214 @@
+"""The files that `torch.save` wrote by default until 1.5: five pickles in a row, then the storages one after another.
+
+Pickles: magic number, protocol, system information, the object, the list of storage keys. Then for each key the
+number of elements and the elements. How long a storage is stands in the object only, so it has to be read before
+any byte of data can be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.checkpoint import Checkpoint, Finding
+from ..core.limits import Limits
+from ..core.source import Probe, Source
+from ..core.tensors import StorageRef
+from ..core.tree import Global
+from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
+from ._assemble import Contents, Hint, checkpoint_from
+from ._pause import collector_paused
+from ._pickle import Dialect, TruncatedStreamError, Unpickled, Use, unpickle
+from ._torch import TensorReader, with_dangers
+
+MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC_FORMS = (MAGIC.to_bytes(10, "little"), b"L%dL\n" % MAGIC)
+_PROTOCOL = 1001
+_WINDOW = 1 << 20
+_UNLISTED = "the file does not list this storage"
+
+
+class TorchLegacy:
+    """Reads the container of torch 0.1.8 to 1.5, which later versions write when asked to."""
+
+    name = "torch_legacy"
+
+    def sniff(self, probe: Probe) -> bool:
+        """Whether the file begins with torch's magic number, pickled by any protocol."""
+        start = probe.head[:64]
+        return any(form in start for form in _MAGIC_FORMS) and start[:1] in {b"\x80", b"L"}
+
+    @collector_paused()
+    def open(self, source: Source, limits: Limits) -> Checkpoint:
+        """Read the five pickles and find the storages, without reading them.
+
+        A file that was cut within the storages still opens; its findings say so, and tensors that are cut off say so
+        when they are loaded.
+
+        Raises:
+            CorruptCheckpointError: the pickles are damaged, or storages are not of the size that they declare.
+        """
+        reading = _Reading(source, limits)
+        try:
+            tree, tensors, storages, end = reading.pickles()
+        except OpenError as error:
+            raise with_dangers(error, reading.seen)  # noqa: B904 - it is the same error
+        reading.place(tensors, storages, end)
+        contents = Contents(
+            tree,
+            reading.seen,
+            hints=_hints(reading.seen),
+            findings=tuple(reading.findings),
+            metadata={f"source:{name}": text for name, text in tensors.sources.items()},
+        )
+        return checkpoint_from(source.name, self.name, contents, limits)
+
+
+@dataclass(slots=True)
+class _Storages:
+    """The storages that the object declares, by key."""
+
+    declared: dict[str, StorageRef] = field(default_factory=dict)
+
+    def place(self, key: str, nbytes: int) -> StorageRef:
+        """Remember a storage; where it is is known later."""
+        self.declared[key] = ref = StorageRef(nbytes, None, _UNLISTED)
+        return ref
+
+
+class _Reading:
+    """One reading of a file: the names that were met and what was odd."""
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self.source = source
+        self.limits = limits
+        self.seen: dict[Global, Use] = {}
+        self.findings: list[Finding] = []
+
+    def fail(self, what: str, place: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            what, file=self.source.name, place=place, hint="fetch or copy the file again and compare its size"
+        )
+
+    def pickles(self) -> tuple[Any, TensorReader, _Storages, int]:
+        """The object, what made its tensors, the storages it declares, and where the object's pickle ended."""
+        magic = self._plain(0, "magic number")
+        if type(magic.value) is not int or magic.value != MAGIC:
+            raise self.fail("does not begin with torch's magic number", "byte 0")
+        protocol = self._plain(magic.end, "protocol")
+        if protocol.value != _PROTOCOL:
+            raise UnsupportedFeatureError(
+                f"is of protocol {str(protocol.value)[:40]}; torch only ever wrote {_PROTOCOL}", file=self.source.name
+            )
+        system = self._plain(protocol.end, "system information")
+        storages = _Storages()
+        tensors = TensorReader(self.source, storages.place)
+
+        def dialect() -> Dialect:
+            nonlocal storages, tensors
+            storages = _Storages()  # reading starts afresh when a larger window is needed
+            tensors = TensorReader(self.source, storages.place)
+            return tensors.dialect()
+
+        found = self._unpickle(system.end, "object", dialect)
+        return found.value, tensors, storages, found.end
+
+    def _plain(self, start: int, stream: str) -> Unpickled:
+        return self._unpickle(start, stream, Dialect)
+
+    def _unpickle(self, start: int, stream: str, dialect: Any) -> Unpickled:
+        """Read a pickle of unknown length through a window that grows when it was too small."""
+        window = _WINDOW
+        while True:
+            length = max(0, min(window, self.source.size - start, self.limits.pickle_bytes))
+            data = bytes(self.source.read(start, length))
+            try:
+                found = unpickle(
+                    data, 0, dialect(), self.limits, file=self.source.name, stream=stream, base=start, seen=self.seen
+                )
+                return Unpickled(found.value, start + found.end, found.globals)
+            except TruncatedStreamError:
+                if start + length >= self.source.size:
+                    raise
+                if length >= self.limits.pickle_bytes:
+                    raise UnsafeCheckpointError(
+                        f"has a pickle of more than {length:,} bytes (Limits.pickle_bytes)",
+                        file=self.source.name,
+                        place=stream,
+                    ) from None
+            window *= 8
+
+    def _keys(self, start: int, declared: dict[str, StorageRef]) -> tuple[list[str], int | None]:
+        """The storage keys in the order of the file, and where the storages begin; None where the file is cut."""
+        try:
+            found = self._plain(start, "storage keys")
+        except TruncatedStreamError:
+            return [], None
+        keys = found.value
+        if type(keys) is not list or not all(type(key) is str for key in keys):
+            raise with_dangers(self.fail("has a list of storage keys that is none", "storage keys"), self.seen)
+        if len(set(keys)) != len(keys):
+            raise self.fail("lists a storage twice", "storage keys")
+        for key in keys:
+            if key not in declared:
+                raise self.fail(f"lists storage {key[:100]!r}, which the object does not have", "storage keys")
+        return keys, found.end
+
+    def place(self, tensors: TensorReader, storages: _Storages, start: int) -> None:
+        """Find the bytes of each storage."""
+        keys, position = self._keys(start, storages.declared)
+        for key in keys:
+            ref = storages.declared[key]
+            position = self._place_one(key, ref, tensors.item_sizes[key], position)
+        tensors.settle_views()
+        lost = [key for key, ref in storages.declared.items() if ref.offset is None]
+        if position is None:
+            self._truncated(lost, storages)
+            tensors.settle_views()
+            return
+        if lost:
+            message = f"{len(lost)} storages are not in the file, such as {lost[0][:100]!r}"
+            self.findings.append(Finding("missing-storage", "danger", message, "storage keys"))
+        self._trailing(position)
+
+    def _truncated(self, lost: list[str], storages: _Storages) -> None:
+        size, count = self.source.size, len(storages.declared)
+        message = f"is truncated at byte {size:,}: {len(lost)} of {count} storages are not complete"
+        self.findings.append(Finding("truncated", "danger", message, f"byte {size}"))
+        for key in lost:
+            problem = f"the file is truncated at byte {size:,}, before the end of this storage"
+            storages.declared[key].problem = problem
+
+    def _place_one(self, key: str, ref: StorageRef, itemsize: int, position: int | None) -> int | None:
+        if position is None or position + 8 > self.source.size:
+            return None
+        count = int.from_bytes(self.source.read(position, 8), "little", signed=True)
+        if count * itemsize != ref.nbytes:
+            raise self.fail(
+                f"storage {key[:100]!r} has {count:,} elements of {itemsize} bytes; "
+                f"the object declares {ref.nbytes:,} bytes",
+                f"byte {position}",
+            )
+        end = position + 8 + ref.nbytes
+        if end > self.source.size:
+            return None
+        ref.offset = position + 8
+        return end
+
+    def _trailing(self, end: int) -> None:
+        rest = self.source.size - end
+        if rest <= 0:
+            return
+        head = bytes(self.source.read(end, min(4, rest)))
+        what = {b"PK": "a zip archive", b"\x80\x02": "another pickle, perhaps of a second save"}.get(
+            head[:2], "something"
+        )
+        message = f"{rest:,} bytes follow the checkpoint: {what}"
+        self.findings.append(Finding("trailing-data", "warning", message, f"byte {end}"))
+
+
+def _hints(seen: dict[Global, Use]) -> tuple[Hint, ...]:
+    first = Global("torch._utils", "_rebuild_tensor")
+    if first in seen and Global("torch._utils", "_rebuild_tensor_v2") not in seen:
+        return (Hint("its tensors are rebuilt by the first _rebuild_tensor", high=(0, 3)),)
+    return (Hint("it has the container that was the default until torch 1.5, and that later ones can still write"),)

@@ -1,0 +1,15 @@
+"""The same name on both sides."""
+
+from __future__ import annotations
+
+from ..core.plan import Specs
+
+
+class Exact:
+    """Pairs equal names."""
+
+    name = "exact"
+
+    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+        """target -> source for the names on both sides."""
+        return {name: name for name in target if name in source}

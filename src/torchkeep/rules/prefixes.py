@@ -1,0 +1,116 @@
+"""Names that differ by a leading part, or by the segments that wrappers put in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core.plan import Specs
+from ..errors import AmbiguousMatchError
+
+Fits = Callable[[str, str], bool]
+
+# What DataParallel, torch.compile and FSDP put into names. They never carry meaning of their own.
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+class Prefixes:
+    """Pairs names after taking a prefix off either side, found by trying, and wrapper segments off both.
+
+    The prefix that pairs most names wins. Two that pair equally many with different tensors, as a student and its
+    teacher in one file do, are an AmbiguousMatchError: which one is meant, only the caller knows.
+    """
+
+    name = "prefixes"
+
+    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+        """target -> source; the names inside are those of the caller, prefixes and wrappers included."""
+        wrapped, bare = _unwrapped(target), _unwrapped(source)
+        found = {wrapped[name]: bare[name] for name in wrapped if name in bare}
+        left = {name: whole for name, whole in wrapped.items() if whole not in found}
+        free = {name: whole for name, whole in bare.items() if whole not in set(found.values())}
+        if not left or not free:
+            return found
+        best = _best(left, free, lambda to, origin: target[left[to]].shape == source[free[origin]].shape)
+        return found | {left[to]: free[origin] for to, origin in best.items()}
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Takes one prefix off the names of the source: `rules=[tk.strip("encoder.")]`."""
+
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """How the report calls it."""
+        return f"strip {self.prefix!r}"
+
+    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+        """target -> source."""
+        return {
+            name.removeprefix(self.prefix): name
+            for name in source
+            if name.startswith(self.prefix) and name.removeprefix(self.prefix) in target
+        }
+
+
+@dataclass(frozen=True)
+class Add:
+    """Puts one prefix before the names of the source: `rules=[tk.add("backbone.")]`."""
+
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """How the report calls it."""
+        return f"add {self.prefix!r}"
+
+    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+        """target -> source."""
+        return {self.prefix + name: name for name in source if self.prefix + name in target}
+
+
+def unwrap(name: str) -> str:
+    """A name without the segments that wrappers put in."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS) or name
+
+
+def _unwrapped(names: Specs) -> dict[str, str]:
+    """Bare name -> name. Where two names are one without their wrappers, the first keeps the bare one."""
+    bare: dict[str, str] = {}
+    for name in names:
+        bare.setdefault(unwrap(name), name)
+    return bare
+
+
+def _best(target: dict[str, str], source: dict[str, str], fits: Fits) -> dict[str, str]:
+    """The pairs of the prefix that fits most names, as bare names; few coincidences are no reason to pair."""
+    pairings = _pairings(target, source)
+    score = {label: sum(fits(to, origin) for to, origin in pairs.items()) for label, pairs in pairings.items()}
+    most = max(score.values(), default=0)
+    if most * 2 < min(len(target), len(source)) or not most:
+        return {}
+    tied = sorted(label for label, value in score.items() if value == most)
+    if len({frozenset(pairings[label].items()) for label in tied}) > 1:
+        raise AmbiguousMatchError(
+            f"{most} names match after {', '.join(map(repr, tied[:4]))} alike",
+            candidates=tuple(tied),
+            hint="say which one: rules=[tk.strip('teacher.')], or load from ckpt.sub('teacher')",
+        )
+    return pairings[tied[0]]
+
+
+def _pairings(target: dict[str, str], source: dict[str, str]) -> dict[str, dict[str, str]]:
+    """For each prefix that leads from one side to the other: target -> source."""
+    pairings: dict[str, dict[str, str]] = defaultdict(dict)
+    for longer, shorter, verb in ((source, target, "strip"), (target, source, "add")):
+        for name in longer:
+            parts = name.split(".")
+            for cut in range(1, len(parts)):
+                tail = ".".join(parts[cut:])
+                if tail in shorter:
+                    to, origin = (tail, name) if verb == "strip" else (name, tail)
+                    pairings[f"{verb} {'.'.join(parts[:cut])}."][to] = origin
+    return pairings

@@ -1,0 +1,5 @@
+"""Runs: history, snapshots and resuming. `Run` is the verb; capture, archive and restore are its steps."""
+
+from .run import Run, is_run, local_store
+
+__all__ = ["Run", "is_run", "local_store"]

@@ -1,0 +1,285 @@
+"""Snapshots in a store: packs and manifests, written so that one link makes a snapshot true. Knows no live objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+
+from ..core.digests import digest_tensors, tensor_bytes
+from ..core.facts import KEY, FileFacts
+from ..core.limits import Limits
+from ..core.live import spec_of, tied_names
+from ..core.manifest import FORMAT_VERSION, Body, Entry, HistoryMark, decode_manifest, encode_manifest, pack_id
+from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
+from ..core.source import Buffer
+from ..core.tensors import LazyTensor, TensorSpec, dtype_name
+from ..core.version import PRODUCER
+from ..errors import CorruptCheckpointError, KeyNotFoundError, SaveError, UnsupportedFeatureError
+from ..formats.layout import lay_out, without_code
+from ..formats.safetensors import Safetensors
+from ..stores import Store
+
+MARKER = "torchkeep.json"
+MARKER_BYTES = b'{"format":"torchkeep-run","version":1,"features":[]}\n'
+SNAPSHOTS, PACKS = "snapshots/", "packs/"
+
+Content = tuple[str, str, tuple[int, ...]]
+"""What makes two stored tensors the same: digest, dtype, shape."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie: a pack and the key in it."""
+
+    pack: str
+    key: str
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """Which tensors a save has to write and where it finds the others.
+
+    Attributes:
+        places: full name -> place, for every tensor that is not tied to another.
+        new: full names to write into one new pack.
+        digests: full name -> BLAKE3, those of tied names left out.
+    """
+
+    places: Mapping[str, Place | None]
+    new: tuple[str, ...]
+    digests: Mapping[str, str]
+
+
+def plan_pack(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], known: Mapping[Content, Place]) -> PackPlan:
+    """Decide from digests alone what is new in the run; equal tensors of one save are written once."""
+    places: dict[str, Place | None] = {}
+    first: dict[Content, str] = {}
+    new = []
+    for name, digest in digests.items():
+        content = (digest, dtype_name(specs[name].dtype), specs[name].shape)
+        found = known.get(content)
+        if found is None and content not in first:
+            first[content] = name
+            new.append(name)
+        places[name] = found or (Place("", first[content]) if first[content] != name else None)
+    return PackPlan(places, tuple(new), digests)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a commit wrote."""
+
+    body: Body
+    bytes_written: int
+    tensors_written: int
+
+
+class Archive:
+    """The packs and manifests of one run."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[Content, Place] | None = None
+        self._damaged_packs: set[str] = set()
+        self._snapshots: dict[int, Snapshot] = {}
+        self._counted: set[str] = set()
+
+    def mark(self) -> None:
+        """Make the store a run, or check that it is one this version can write."""
+        if not self._store.put(MARKER, [MARKER_BYTES]):
+            check_marker(bytes(self._store.source(MARKER).read(0, self._store.source(MARKER).size)))
+
+    def sequences(self) -> list[int]:
+        """Numbers of all snapshots, damaged ones included, in ascending order."""
+        names = (key.removeprefix(SNAPSHOTS).removesuffix(".json") for key in self._store.keys(SNAPSHOTS))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def body(self, sequence: int) -> Body:
+        """The manifest of a snapshot, its digest checked.
+
+        Raises:
+            CorruptCheckpointError: it is damaged.
+        """
+        source = self._store.source(f"{SNAPSHOTS}{sequence}.json")
+        body = decode_manifest(bytes(source.read(0, source.size)), file=source.name)
+        if body.sequence != sequence:
+            raise CorruptCheckpointError(f"says it is snapshot {body.sequence}", file=source.name)
+        return body
+
+    def bodies(self) -> tuple[list[Body], dict[int, str]]:
+        """All intact manifests in order, and for each damaged one the reason."""
+        intact, damaged = [], {}
+        for sequence in self.sequences():
+            try:
+                intact.append(self.body(sequence))
+            except CorruptCheckpointError as error:
+                damaged[sequence] = str(error)
+        return intact, damaged
+
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """The intact snapshots, oldest first; each manifest is read once."""
+        for sequence in self.sequences():
+            if sequence not in self._snapshots:
+                try:
+                    self._snapshots[sequence] = snapshot_of(self.body(sequence), self._counted)
+                except CorruptCheckpointError:
+                    continue
+        return tuple(self._snapshots[sequence] for sequence in sorted(self._snapshots))
+
+    def commit(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        state: dict[str, Any],
+        *,
+        step: int,
+        parent: int,
+        history: HistoryMark,
+        metrics: dict[str, Any],
+    ) -> Committed:
+        """Write what is new, then the manifest. The link of the manifest is the commit point."""
+        tied = tied_names(tensors)
+        own = {name: tensor for name, tensor in tensors.items() if name not in tied and tensor.device.type != "meta"}
+        digests = dict(zip(own, digest_tensors(list(own.values())), strict=True))
+        specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        plan = plan_pack(specs, digests, self._index())
+        pack, written = self._write_pack({name: own[name] for name in plan.new}, digests) if plan.new else ("", 0)
+        body = _body(tensors, specs, tied, plan, pack, state, step, parent, history, metrics)
+        while True:  # the number may be taken by a damaged manifest that was not listed
+            sequence = max(self.sequences(), default=0) + 1
+            body = msgspec.structs.replace(body, sequence=sequence)
+            manifest = encode_manifest(body)
+            if self._store.put(f"{SNAPSHOTS}{sequence}.json", [manifest], nbytes=len(manifest)):
+                break
+        self._remember(body)
+        return Committed(body, written + len(manifest), len(plan.new))
+
+    def _write_pack(self, tensors: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> tuple[str, int]:
+        specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        odd = without_code(specs)
+        facts = {KEY: msgspec.json.encode(FileFacts(kind="pack", dtypes=odd)).decode()} if odd else {}
+        layout = lay_out(specs, {"format": "pt", **facts})
+        ident = pack_id(layout.header[8:], [digests[name] for name in layout.order])
+
+        def pieces() -> Iterator[Buffer]:
+            yield layout.header
+            for name in layout.order:
+                yield tensor_bytes(tensors[name])
+
+        # A pack of this name has these very bytes, so one that is there is fine, unless it is known to be damaged.
+        repair = ident in self._damaged_packs
+        self._store.put(f"{PACKS}{ident}.safetensors", pieces(), nbytes=layout.total, replace=repair)
+        self._damaged_packs.discard(ident)
+        return ident, layout.total
+
+    def _index(self) -> dict[Content, Place]:
+        """What the run has already, from its intact manifests and the packs that are there and not known as damaged."""
+        if self._known is None:
+            self._known = {}
+            for body in self.bodies()[0]:
+                self._remember(body)
+        there = {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
+        usable = there - self._damaged_packs
+        return {content: place for content, place in self._known.items() if place.pack in usable}
+
+    def _remember(self, body: Body) -> None:
+        assert self._known is not None
+        for entry in body.entries:
+            if entry.pack >= 0:
+                place = Place(body.packs[entry.pack], entry.key or entry.name)
+                self._known.setdefault((entry.digest, entry.dtype, tuple(entry.shape)), place)
+
+    def tensors(self, body: Body) -> dict[str, torch.Tensor]:
+        """Every tensor of a snapshot, its digest checked. They are views of the mapped packs: copy before writing.
+
+        Raises:
+            CorruptCheckpointError: a pack is missing or damaged; it names the pack and the tensors.
+        """
+        opened = {
+            ident: self._open(ident, body)
+            for ident in {body.packs[entry.pack] for entry in body.entries if entry.pack >= 0}
+        }
+        out: dict[str, torch.Tensor] = {}
+        for entry in body.entries:
+            spec = spec_of_entry(entry.dtype, entry.shape)
+            if entry.pack < 0:
+                out[entry.name] = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+                continue
+            ident = body.packs[entry.pack]
+            lazy = opened[ident].get(entry.key or entry.name)
+            if lazy is None or lazy.spec != spec:
+                raise self._damage(ident, [entry.name], "does not hold what the snapshot names")
+            out[entry.name] = lazy.load()
+        stored = [entry for entry in body.entries if entry.pack >= 0]
+        found = digest_tensors([out[entry.name] for entry in stored])
+        wrong = [entry for entry, digest in zip(stored, found, strict=True) if entry.digest != digest]
+        if wrong:
+            ident = body.packs[wrong[0].pack]
+            raise self._damage(ident, [entry.name for entry in wrong], "has other bytes than were written")
+        return out
+
+    def _open(self, ident: str, body: Body) -> Mapping[str, LazyTensor]:
+        try:
+            return Safetensors().open(self._store.source(f"{PACKS}{ident}.safetensors"), Limits())
+        except (KeyNotFoundError, CorruptCheckpointError, UnsupportedFeatureError) as error:
+            names = [entry.name for entry in body.entries if entry.pack >= 0 and body.packs[entry.pack] == ident]
+            reason = "is missing" if isinstance(error, KeyNotFoundError) else f"cannot be read ({error})"
+            raise self._damage(ident, names, reason) from error
+
+    def _damage(self, ident: str, names: Sequence[str], reason: str) -> CorruptCheckpointError:
+        self._damaged_packs.add(ident)
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return CorruptCheckpointError(
+            f"{reason}; it is needed for {listed}",
+            file=f"{PACKS}{ident}.safetensors",
+            hint="`torchkeep verify` on the run lists all damage; an older snapshot may be whole",
+        )
+
+
+def check_marker(data: bytes) -> None:
+    """Refuse a folder that is no run, or a run of a later version.
+
+    Raises:
+        SaveError: it is not ours to write into.
+    """
+    try:
+        marker = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise SaveError(f"{MARKER} is damaged: {error}", hint="run `torchkeep verify` on the run") from error
+    if marker.get("format") != "torchkeep-run" or marker.get("version") != FORMAT_VERSION or marker.get("features"):
+        raise SaveError(f"{MARKER} names a format that this torchkeep cannot write: {marker}", hint="upgrade torchkeep")
+
+
+def _body(
+    tensors: Mapping[str, torch.Tensor],
+    specs: Mapping[str, TensorSpec],
+    tied: Mapping[str, str],
+    plan: PackPlan,
+    pack: str,
+    state: dict[str, Any],
+    step: int,
+    parent: int,
+    history: HistoryMark,
+    metrics: dict[str, Any],
+) -> Body:
+    packs: dict[str, int] = {}
+    entries = []
+    for name, tensor in tensors.items():
+        origin = tied.get(name, name)
+        spec, index, key, digest = specs[name], -1, "", ""
+        if origin in plan.digests:
+            place = plan.places[origin]
+            ident = place.pack or pack if place else pack
+            held = place.key if place else origin
+            index, digest = packs.setdefault(ident, len(packs)), plan.digests[origin]
+            key = "" if held == name else held
+        entries.append(
+            Entry(
+                name, dtype_name(spec.dtype), spec.shape, digest, index, key, tensor.requires_grad, tied.get(name, ""), str(tensor.device)
+            )
+        )  # fmt: skip
+    return Body(FORMAT_VERSION, 0, parent, step, time.time(), list(packs), entries, state, history, metrics, PRODUCER)

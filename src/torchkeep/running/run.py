@@ -1,0 +1,343 @@
+"""A run: its metrics, its snapshots, and continuing it exactly."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import nn
+
+from ..core import tagged
+from ..core.history import History, decode_history, encode_record, resume_mark, whole_lines
+from ..core.manifest import Body, HistoryMark, seal
+from ..core.report import ResumeReport, SaveReport, Skipped
+from ..core.snapshot import RunSummary, Snapshot, best_of, spec_of_entry
+from ..engines.buffered import TEMPORARY, write_file
+from ..engines.mapped import MappedSource
+from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, SaveError, UnsavableError
+from ..stores import Store
+from ..stores.local import LocalStore
+from .archive import MARKER, Archive
+from .capture import capture
+from .restore import extra_of, plan_restore
+
+HISTORY, BEST = "history.jsonl", "tags/best.json"
+_MONITORS = ("val_loss", "eval_loss", "valid_loss", "val_accuracy", "val_acc", "eval_accuracy")
+_HIGHER_IS_BETTER = ("acc", "f1", "auc", "score", "precision", "recall", "iou", "dice", "bleu", "r2")
+
+
+def local_store(path: str | os.PathLike[str]) -> LocalStore:
+    """The store of a run in a local folder."""
+    return LocalStore(path, write=write_file, read=MappedSource, temporary=TEMPORARY)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run."""
+    return Path(path, MARKER).is_file()
+
+
+class Run:
+    """A training run in a folder: what was logged, what was saved, and where it can go on.
+
+    >>> with tk.Run("runs/flowers") as run:                                            # doctest: +SKIP
+    ...     start = run.resume(model=model, optimizer=optimizer, scheduler=scheduler)
+    ...     for epoch in range(start, 50):
+    ...         run.log(epoch=epoch, val_loss=train_one_epoch())
+    ...         print(run.save(epoch))
+
+    A tensor that the run has already is not written again. A snapshot exists as soon as `save` returns, and a crash
+    at any moment leaves the snapshots that were there before. One process writes a run at a time.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        monitor: str | None = None,
+        mode: str | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """Name a run. Nothing is read or written before it is needed.
+
+        Args:
+            path: the folder; made at the first write.
+            monitor: the metric that decides which snapshot is best; if None, the first of val_loss, eval_loss,
+                valid_loss, val_accuracy, val_acc, eval_accuracy that was logged.
+            mode: `min` or `max`; if None, `max` for accuracies and other scores, else `min`.
+            store: where the bytes live, if not in the folder.
+        """
+        if mode not in {None, "min", "max"}:
+            raise ValueError(f"mode is {mode!r}; it must be 'min' or 'max'")
+        self.path = Path(path)
+        self.last_resume: ResumeReport | None = None
+        self._monitor, self._mode = monitor, mode
+        self._store: Store = store or local_store(path)
+        self._archive = Archive(self._store)
+        self._objects: dict[str, Any] = {"model": None, "optimizer": None, "scheduler": None}
+        self._parent: int | None = None
+        self._writing = False
+        self._history: list[dict[str, Any]] = []
+        self._history_size = 0
+        self._history_hash = blake3()
+
+    # -- using it ---------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process write this run. It can be used again afterwards."""
+        unlock = getattr(self._store, "unlock", None)
+        if unlock is not None:
+            unlock()
+        self._writing = False
+
+    def log(self, **metrics: Any) -> None:
+        """Add one record to the history.
+
+        Args:
+            metrics: numbers (0-d tensors and NumPy scalars become Python numbers), strings, lists, dicts.
+
+        Raises:
+            UnsavableError: a value is none of these.
+        """
+        if not metrics:
+            raise ValueError("nothing to log: give metrics by name, as in run.log(epoch=0, val_loss=0.7)")
+        self._begin()
+        record = {name: _plain_number(name, value) for name, value in metrics.items()}
+        self._append(encode_record(record))
+        self._history.append(record)
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        extra: Any = None,
+    ) -> SaveReport:
+        """Commit a snapshot of the tracked objects and of the random number generators.
+
+        Args:
+            step: the caller's number, usually the epoch; `resume` continues after it.
+            model, optimizer, scheduler: remembered from then on, and from `resume`.
+            extra: anything made of tensors and plain values; saved this time only.
+
+        Raises:
+            UnsavableError: something cannot be written without pickle; `.path` says where.
+            NoSpaceError, RunLockedError, SaveError: nothing was committed.
+        """
+        started = time.perf_counter()
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"step is {step!r}; it must be an integer from 0")
+        self._track(model=model, optimizer=optimizer, scheduler=scheduler)
+        if self._objects["model"] is None:
+            raise SaveError(
+                "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
+            )
+        self._begin()
+        captured = capture(**self._objects, extra=extra)
+        self._store.append(HISTORY, b"", durable=True)
+        committed = self._archive.commit(
+            captured.tensors,
+            captured.state,
+            step=step,
+            parent=self._parent_sequence(),
+            history=HistoryMark(len(self._history), self._history_size, self._history_hash.hexdigest()),
+            metrics=tagged.encode(History(tuple(self._history)).last),
+        )
+        self._parent = committed.body.sequence
+        self._tag_best(committed.body)
+        sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in committed.body.entries}
+        return SaveReport(
+            path=str(self.path),
+            bytes_written=committed.bytes_written,
+            bytes_total=sum(sizes.values()),
+            seconds=time.perf_counter() - started,
+            sequence=committed.body.sequence,
+            tensors_written=committed.tensors_written,
+            tensors_total=len(captured.tensors),
+        )
+
+    def resume(
+        self,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        snapshot: int | None = None,
+    ) -> int:
+        """Continue from the newest intact snapshot: restore the objects and the random number generators.
+
+        Every byte is checked before any object is touched. A damaged snapshot is skipped for the next older one;
+        `last_resume` says so. One that does not fit the objects is an error: nothing older is tried.
+
+        Args:
+            model, optimizer, scheduler: what to restore into; they are tracked by `save` from then on.
+            snapshot: continue from this sequence number instead.
+
+        Returns:
+            The number of the next step: the saved step + 1, or 0 for a new run.
+
+        Raises:
+            IncompatibleCheckpointError: an object differs from the one that was saved.
+            CorruptCheckpointError: there are snapshots, and none is intact.
+        """
+        self._track(model=model, optimizer=optimizer, scheduler=scheduler)
+        self._begin()
+        wanted = [snapshot] if snapshot is not None else list(reversed(self._archive.sequences()))
+        skipped: list[Skipped] = []
+        for sequence in wanted:
+            try:
+                body = self._archive.body(sequence)
+                tensors = self._archive.tensors(body)
+            except KeyNotFoundError as error:
+                raise LoadError(
+                    f"{self.path} has no snapshot {sequence}", hint="`torchkeep runs` lists them"
+                ) from error
+            except CorruptCheckpointError as error:
+                skipped.append(Skipped(sequence, str(error)))
+                continue
+            self.last_resume = self._restore(body, tensors, tuple(skipped))
+            return self.last_resume.next_step
+        if skipped:
+            listed = "; ".join(f"{one.sequence}: {one.reason}" for one in skipped)
+            raise CorruptCheckpointError(f"no snapshot is intact: {listed}", file=str(self.path))
+        self.last_resume = ResumeReport()
+        self._parent = 0
+        return 0
+
+    # -- looking at it ----------------------------------------------------------------------------------------
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """The intact snapshots, oldest first."""
+        return self._archive.snapshots()
+
+    @property
+    def best(self) -> Snapshot | None:
+        """The snapshot with the best value of the monitored metric; None if it was never logged."""
+        return self._best(self.snapshots)
+
+    @property
+    def history(self) -> History:
+        """What was logged, without the records of abandoned branches."""
+        return decode_history(self._read(HISTORY))
+
+    def digests(self, snapshot: int | None = None) -> dict[str, str]:
+        """BLAKE3 of every tensor of a snapshot by full name, of the newest intact one if None.
+
+        Raises:
+            LoadError: there is no such snapshot.
+        """
+        found = [one.sequence for one in self.snapshots if snapshot in {None, one.sequence}]
+        if not found:
+            raise LoadError(
+                f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
+            )
+        return {entry.name: entry.digest for entry in self._archive.body(found[-1]).entries}
+
+    def summary(self) -> RunSummary:
+        """All of the above in one table.
+
+        Raises:
+            LoadError: there is no run in this folder.
+        """
+        if not self._read(MARKER):
+            raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
+        damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.bodies()[1].items())
+        return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged)
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _track(self, **objects: Any) -> None:
+        self._objects.update({name: value for name, value in objects.items() if value is not None})
+
+    def _begin(self) -> None:
+        """Become the writer and take up the history where the file ends."""
+        if self._writing:
+            return
+        lock = getattr(self._store, "lock", None)
+        if lock is not None:
+            lock()
+        self._archive.mark()
+        data = self._read(HISTORY)
+        whole = data[: whole_lines(data)]
+        if len(whole) < len(data):  # a crash tore the last line; it was never part of a snapshot
+            self._store.put(HISTORY, [whole], replace=True)
+        self._history = list(decode_history(whole))
+        self._history_size = len(whole)
+        self._history_hash = blake3(whole)
+        self._writing = True
+
+    def _append(self, line: bytes) -> None:
+        self._store.append(HISTORY, line)
+        self._history_size += len(line)
+        self._history_hash.update(line)
+
+    def _read(self, key: str) -> bytes:
+        try:
+            source = self._store.source(key)
+        except KeyNotFoundError:
+            return b""
+        return bytes(source.read(0, source.size))
+
+    def _parent_sequence(self) -> int:
+        if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
+            self._parent = max(self._archive.sequences(), default=0)
+        return self._parent
+
+    def _restore(self, body: Body, tensors: dict[str, torch.Tensor], skipped: tuple[Skipped, ...]) -> ResumeReport:
+        steps = plan_restore(body, tensors, **self._objects)
+        extra = extra_of(body, tensors)
+        for step in steps:
+            step.apply()
+        notes = [note for step in steps for note in step.notes]
+        untouched = [name for name in ("optimizer", "scheduler") if name in body.state and self._objects[name] is None]
+        notes += [f"the snapshot holds a {name}, and none was given to restore" for name in untouched]
+        mark = body.history
+        data = self._read(HISTORY)[: mark.nbytes]
+        if len(data) < mark.nbytes or blake3(data).hexdigest() != mark.digest:
+            notes.append("the history before this snapshot is not as it was written")
+        if len(self._history) > mark.records:
+            self._append(resume_mark(body.sequence, mark.records))
+            del self._history[mark.records :]
+        self._parent = body.sequence
+        restored = tuple(step.what for step in steps)
+        return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, tuple(notes), extra)
+
+    def _best(self, snapshots: tuple[Snapshot, ...]) -> Snapshot | None:
+        logged = {name for snapshot in snapshots for name in snapshot.metrics}
+        metric = self._monitor or next((name for name in _MONITORS if name in logged), None)
+        if metric is None:
+            return None
+        higher = any(word in metric.lower() for word in _HIGHER_IS_BETTER)
+        return best_of(snapshots, metric, self._mode or ("max" if higher else "min"))
+
+    def _tag_best(self, body: Body) -> None:
+        best = self.best
+        if best is not None and best.sequence == body.sequence:
+            pointer = seal(b'{"sequence":%d}' % body.sequence)
+            self._store.put(BEST, [pointer], replace=True)
+
+
+def _plain_number(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise UnsavableError(
+                f"the metric {name!r} is a tensor of shape {tuple(value.shape)}", path=name, hint="log a number"
+            )
+        return value.item()
+    return value.item() if isinstance(value, np.generic) else value

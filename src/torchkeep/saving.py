@@ -1,0 +1,252 @@
+"""Saving: a model, or anything made of tensors and plain values, into one safetensors file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import nn
+
+from .core import facts as file_facts
+from .core import tagged
+from .core import tree as trees
+from .core.digests import digest_bytes, tensor_bytes
+from .core.facts import NO_DIGEST, FileFacts
+from .core.limits import Limits
+from .core.live import AnyTensor, check_savable, shared_storages, spec_of, state_of, tied_names, unwrapped
+from .core.modulespec import ModuleSpec
+from .core.report import SaveReport
+from .core.tensors import LazyTensor, TensorSpec, dtype_name
+from .core.version import PRODUCER
+from .engines.buffered import write_all, write_file
+from .errors import SaveError, UnsavableError
+from .formats.layout import Layout, lay_out, without_code
+from .inspecting import inspect
+
+_HASHES_AHEAD = 4
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into one file, decided before anything is written.
+
+    Attributes:
+        tensors: those that are written, by name; a name tied to another is not among them.
+        facts: what is written about them, digests still zero.
+        notes: for the report.
+    """
+
+    tensors: Mapping[str, AnyTensor]
+    facts: FileFacts
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def save(obj: Any, path: str | os.PathLike[str], *, durable: bool = True) -> SaveReport:
+    """Save a model, or anything made of tensors, numbers, strings, lists and dicts, as one safetensors file.
+
+    >>> tk.save(model, "flowers.safetensors")                                  # doctest: +SKIP
+    >>> tk.save({"weights": model.state_dict(), "epoch": 3}, "e3.safetensors")  # doctest: +SKIP
+
+    The file appears in one step: a reader sees the old one or the new one, and a crash leaves the old one. Beside the
+    tensors it keeps requires_grad flags, tied names, a BLAKE3 digest of each tensor and, for a module, a
+    description of the module tree. `tk.load` gives an object back as it was; `tk.load_into` fills a model.
+
+    Args:
+        obj: an `nn.Module` (wrappers such as DataParallel are looked through), or a nested object.
+        path: ends in `.safetensors`; an existing file is replaced.
+        durable: wait until the disk has it.
+
+    Raises:
+        UnsavableError: something in `obj` cannot be written without pickle; `.path` says where.
+        NoSpaceError: the disk is full.
+        SaveError: the file cannot be written there.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise SaveError(
+            f"{target} has another ending than .safetensors", hint=f"write to {target.with_suffix('.safetensors')}"
+        )
+    contents = _of_module(obj) if isinstance(obj, nn.Module) else of_object(obj)
+    return save_contents(contents, target, durable=durable)
+
+
+def save_contents(
+    contents: Contents, path: Path, *, durable: bool = True, progress: Progress | None = None
+) -> SaveReport:
+    """Write what was decided, and report it."""
+    started = time.perf_counter()
+    written = write_contents(contents, path, durable=durable, progress=progress)
+    return SaveReport(
+        path=str(path),
+        bytes_written=written,
+        bytes_total=sum(spec_of(tensor).nbytes for tensor in contents.tensors.values()),
+        seconds=time.perf_counter() - started,
+        tensors_written=len(contents.tensors),
+        tensors_total=len(contents.tensors) + len(contents.facts.tied),
+        notes=contents.notes,
+    )
+
+
+def _of_module(model: nn.Module) -> Contents:
+    tensors, extra = state_of(model)
+    parameters = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
+    kinds = {name: "parameter" if name in parameters else "buffer" for name in tensors}
+    tree = tagged.encode(extra) if extra else None
+    return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)))
+
+
+def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None) -> Contents:
+    """What goes into the file of a nested object; inert records of an opened checkpoint are kept as records."""
+    leaves = trees.leaves(obj)
+    by_place = {(leaf.path, id(leaf.tensor)): leaf.name for leaf in leaves}
+    tensors: dict[str, AnyTensor] = {leaf.name: leaf.tensor for leaf in leaves}
+    kinds = {leaf.name: _kind(leaf.tensor) for leaf in leaves}
+    tree = tagged.encode(obj, lambda path, tensor: by_place[path, id(tensor)])
+    return contents_of(tensors, kinds, kind="object", tree=tree, metadata=metadata)
+
+
+def _kind(tensor: AnyTensor) -> str:
+    if isinstance(tensor, LazyTensor):
+        return tensor.kind
+    return "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
+
+
+def contents_of(
+    tensors: Mapping[str, AnyTensor],
+    kinds: Mapping[str, str],
+    *,
+    kind: str,
+    tree: Any = None,
+    module: ModuleSpec | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Contents:
+    """Decide what is written of named tensors: each once, those on the meta device not at all."""
+    for name, tensor in tensors.items():
+        check_savable(name, tensor)
+    tied = tied_names(tensors)
+    empty = {name: tensor for name, tensor in tensors.items() if name not in tied and device_of(tensor) == "meta"}
+    own = {name: tensor for name, tensor in tensors.items() if name not in tied and name not in empty}
+    for name, tensor in own.items():
+        _check_expanded(name, tensor)
+    specs = {name: spec_of(tensor) for name, tensor in own.items()}
+    shared = shared_storages(own)
+    notes = (
+        [f"{len(shared)} tensors were views of shared storages and are written apart: {shared[0]}, ..."]
+        if shared
+        else []
+    )
+    if empty:
+        notes.append(f"{len(empty)} tensors on the meta device have no values to write")
+    facts = FileFacts(
+        kind=kind,
+        header=NO_DIGEST,
+        digests=dict.fromkeys(own, NO_DIGEST),
+        dtypes=without_code(specs),
+        empty={name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in empty.items()},
+        parameters=[name for name in tensors if kinds[name] == "parameter"],
+        buffers=[name for name in tensors if kinds[name] == "buffer"],
+        requires_grad=[name for name, tensor in tensors.items() if tensor.requires_grad],
+        tied=tied,
+        devices={
+            name: device_of(tensor) for name, tensor in tensors.items() if device_of(tensor) not in {"cpu", "meta"}
+        },
+        module=module,
+        tree=tree,
+        producer=PRODUCER,
+    )
+    return Contents(own, facts, tuple(notes), dict(metadata or {}))
+
+
+def device_of(tensor: AnyTensor) -> str:
+    """The device as text."""
+    return str(tensor.device)
+
+
+def write_contents(contents: Contents, path: Path, *, durable: bool = True, progress: Progress | None = None) -> int:
+    """Write the file, hashing each tensor beside the write; returns its size in bytes."""
+    specs = {name: spec_of(tensor) for name, tensor in contents.tensors.items()}
+    plan = _plan(contents, specs, contents.facts)
+    digests: dict[str, str] = {}
+
+    def finish(fd: int) -> None:
+        """The header was written without digests, which are only known now; it has the same length with them."""
+        header = _with_digests(contents, specs, digests)
+        assert len(header) == len(plan.header)
+        os.lseek(fd, 0, os.SEEK_SET)
+        write_all(fd, [header])
+
+    with ThreadPoolExecutor(1) as pool:
+        pieces = _pieces(plan, contents, pool, digests)
+        if progress is not None:
+            pieces = _counted(pieces, plan.total, progress)
+        write_file(path, pieces, nbytes=plan.total, durable=durable, finish=finish)
+    return plan.total
+
+
+def _plan(contents: Contents, specs: Mapping[str, TensorSpec], facts: FileFacts) -> Layout:
+    text = msgspec.json.encode(facts).decode()
+    return lay_out(specs, {"format": "pt", **contents.metadata, file_facts.KEY: text})
+
+
+def _with_digests(contents: Contents, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> bytes:
+    facts = msgspec.structs.replace(contents.facts, digests={name: digests[name] for name in contents.facts.digests})
+    header = _plan(contents, specs, facts).header
+    own = f'\\"header\\":\\"{digest_bytes(header[8:])}'.encode()
+    return header.replace(f'\\"header\\":\\"{NO_DIGEST}'.encode(), own, 1)
+
+
+def _pieces(plan: Layout, contents: Contents, pool: ThreadPoolExecutor, digests: dict[str, str]) -> Iterator[Any]:
+    """The file piece by piece; a tensor is only turned into bytes when its turn comes."""
+    hashing: deque[tuple[str, Future[str]]] = deque()
+    yield plan.header
+    for name in plan.order:
+        data = bytes_of(contents.tensors[name])
+        hashing.append((name, pool.submit(digest_bytes, data)))
+        if len(hashing) > _HASHES_AHEAD:
+            done, future = hashing.popleft()
+            digests[done] = future.result()
+        yield data
+    for done, future in hashing:
+        digests[done] = future.result()
+
+
+def _counted(pieces: Iterator[Any], total: int, progress: Progress) -> Iterator[Any]:
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        progress(done, total)
+
+
+def bytes_of(tensor: AnyTensor) -> memoryview:
+    """The elements of a live or lazy tensor as bytes."""
+    return tensor_bytes(tensor.load() if isinstance(tensor, LazyTensor) else tensor)
+
+
+def _check_expanded(name: str, tensor: AnyTensor) -> None:
+    """A tensor that repeats a small storage would fill the disk when it is written out.
+
+    Raises:
+        UnsavableError: it is larger than its storage and than Limits.expanded_bytes.
+    """
+    if isinstance(tensor, LazyTensor):
+        held = tensor.storage.nbytes if tensor.storage is not None else 0
+    else:
+        held = tensor.untyped_storage().nbytes()
+    if tensor.nbytes > max(Limits().expanded_bytes, held):
+        raise UnsavableError(
+            f"the tensor {name!r} repeats {held:,} bytes to {tensor.nbytes:,}",
+            path=name,
+            hint="save it before it is expanded",
+        )

@@ -1,0 +1,32 @@
+"""Where the bytes of a run live. A store knows keys and bytes, and nothing of snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..core.source import Buffer, Source
+
+
+class Store(Protocol):
+    """Five methods. Keys are relative paths with `/`; what `put` returns from is durable."""
+
+    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
+        """Store bytes under a key in one step: a reader sees all or nothing. False if the key exists and stays."""
+        ...
+
+    def append(self, key: str, data: bytes, *, durable: bool = False) -> None:
+        """Add to the end of what is under a key; `durable` makes all of it durable."""
+        ...
+
+    def source(self, key: str) -> Source:
+        """The bytes under a key; raises KeyNotFoundError."""
+        ...
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin with a prefix ending in `/`, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a key; one that is not there is no error."""
+        ...

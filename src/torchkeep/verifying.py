@@ -1,0 +1,224 @@
+"""Verifying: is every byte of a file or a run as it was written?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from .core.checkpoint import Checkpoint
+from .core.digests import digest_bytes, tensor_bytes
+from .core.history import decode_history, whole_lines
+from .core.limits import Limits
+from .core.manifest import Body, pack_id, unseal
+from .core.report import Damage, VerifyReport
+from .core.source import Source
+from .core.tensors import LazyTensor, dtype_name
+from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
+from .formats.safetensors import Safetensors, read_header
+from .formats.torch_zip import TorchZip
+from .opening import PathLike, as_source, format_of
+from .running.archive import MARKER, MARKER_BYTES, PACKS, Archive
+from .running.run import BEST, HISTORY, local_store
+from .saving import Progress
+from .stores import Store
+
+
+@dataclass
+class _Tally:
+    """The report while it is being made."""
+
+    path: str
+    progress: Progress | None = None
+    total: int = 0
+    checked: int = 0
+    nbytes: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, what: str, nbytes: int, problem: str = "") -> None:
+        self.checked += 1
+        self.nbytes += nbytes
+        if problem:
+            self.damaged.append(Damage(what, problem))
+        if self.progress is not None:
+            self.progress(self.nbytes, max(self.total, self.nbytes))
+
+    def report(self) -> VerifyReport:
+        return VerifyReport(
+            self.path, self.checked, self.nbytes, tuple(self.damaged), tuple(self.unchecked), tuple(self.notes)
+        )
+
+
+def verify(path: PathLike, *, progress: Progress | None = None) -> VerifyReport:
+    """Read every byte of a file or run and compare it with what was written.
+
+    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, a torch zip by the CRC of each record.
+    Files that carry neither cannot be verified: the report says so and is not `ok`.
+
+    Args:
+        path: a file in any format that `open` reads, or the folder of a run.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        OpenError: there is nothing that can be opened. Damage is reported, not raised.
+    """
+    tally = _Tally(os.fspath(path), progress)
+    if Path(path).is_dir():
+        _run(tally, local_store(path))
+    else:
+        _file(tally, as_source(path))
+    return tally.report()
+
+
+def _file(tally: _Tally, source: Source) -> None:
+    tally.total = source.size
+    part = format_of(source)
+    try:
+        ckpt = part.open(source, Limits())
+    except CorruptCheckpointError as error:
+        tally.add(tally.path, source.size, str(error))
+        return
+    if isinstance(part, TorchZip):
+        for name, ok, nbytes in part.verify(source, Limits()):
+            tally.add(name, nbytes, "" if ok else "its CRC is not that of its bytes")
+    elif ckpt.facts is not None and ckpt.facts.digests:
+        _digests(tally, ckpt)
+    else:
+        tally.unchecked.append(
+            f"a {ckpt.format} file without digests carries nothing to check it against; `torchkeep convert` adds them"
+        )
+    for finding in ckpt.findings:
+        if finding.code in {"truncated", "trailing-data", "missing-storage"}:
+            tally.damaged.append(Damage(finding.place or tally.path, finding.message))
+
+
+def _digests(tally: _Tally, ckpt: Checkpoint) -> None:
+    """The header was checked against its own digest when the file was opened; here come the tensors."""
+    digests = ckpt.facts.digests
+    for name, digest in digests.items():
+        if name not in ckpt:
+            tally.add(name, 0, "it is listed and not there")
+            continue
+        tally.add(name, ckpt[name].nbytes, "" if _digest(ckpt[name]) == digest else "its bytes changed")
+    stored = set(ckpt) - set(ckpt.facts.tied) - set(ckpt.facts.empty)
+    for name in sorted(stored - set(digests)):
+        tally.add(name, ckpt[name].nbytes, "it has no digest")
+
+
+def _digest(tensor: LazyTensor) -> str:
+    return digest_bytes(tensor_bytes(tensor.load()))
+
+
+# -- runs -----------------------------------------------------------------------------------------------------
+
+
+def _run(tally: _Tally, store: Store) -> None:
+    try:
+        marker = _bytes(store, MARKER)
+    except KeyNotFoundError:
+        raise LoadError(
+            f"{tally.path} is neither a run nor a file: it has no {MARKER}",
+            hint="give a file, or the folder of a tk.Run",
+        ) from None
+    tally.add(MARKER, len(marker), "" if marker == MARKER_BYTES else "it is not as it was written")
+    keys = store.keys(PACKS)
+    tally.total = sum(store.source(key).size for key in keys)
+    packs = {_ident(key): _pack(tally, store, key) for key in keys}
+    archive = Archive(store)
+    bodies = []
+    for sequence in archive.sequences():
+        body = _manifest(tally, archive, sequence)
+        if body is not None:
+            bodies.append(body)
+            _entries(tally, body, packs)
+    _history(tally, store, bodies)
+    _tag(tally, store, {body.sequence for body in bodies})
+    named = {ident for body in bodies for ident in body.packs}
+    for ident in packs.keys() - named:
+        tally.notes.append(f"{PACKS}{ident}.safetensors belongs to no intact snapshot")
+
+
+def _bytes(store: Store, key: str) -> bytes:
+    source = store.source(key)
+    return bytes(source.read(0, source.size))
+
+
+def _ident(key: str) -> str:
+    return key.removeprefix(PACKS).removesuffix(".safetensors")
+
+
+def _pack(tally: _Tally, store: Store, key: str) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """Digest, dtype and shape of each tensor of a pack; its name must follow from its bytes."""
+    source = store.source(key)
+    try:
+        header = read_header(source, Limits())
+        lazy = Safetensors().open(source, Limits())
+    except OpenError as error:
+        tally.add(key, source.size, str(error))
+        return {}
+    order = sorted(header.entries, key=lambda name: header.entries[name].start)
+    found = {name: (_digest(lazy[name]), dtype_name(lazy[name].dtype), tuple(lazy[name].shape)) for name in order}
+    ident = pack_id(header.raw, [found[name][0] for name in order])
+    tally.add(key, source.size, "" if ident == _ident(key) else "its bytes are not those it is named after")
+    return found
+
+
+def _manifest(tally: _Tally, archive: Archive, sequence: int) -> Body | None:
+    what = f"snapshot {sequence}"
+    try:
+        body = archive.body(sequence)
+    except OpenError as error:
+        tally.add(what, 0, str(error))
+        return None
+    tally.add(what, 0)
+    return body
+
+
+def _entries(tally: _Tally, body: Body, packs: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]]) -> None:
+    wrong: dict[str, list[str]] = {}
+    for entry in body.entries:
+        if entry.pack >= 0:
+            ident = body.packs[entry.pack]
+            held = packs.get(ident, {}).get(entry.key or entry.name)
+            if held != (entry.digest, entry.dtype, tuple(entry.shape)):
+                wrong.setdefault(ident, []).append(entry.name)
+    for ident, names in wrong.items():
+        reason = "is damaged" if ident in packs else "is missing"
+        tally.damaged.append(
+            Damage(
+                f"snapshot {body.sequence}", f"{len(names)} tensors, {names[0]} first: pack {ident[:12]}... {reason}"
+            )
+        )
+
+
+def _history(tally: _Tally, store: Store, bodies: Iterable[Body]) -> None:
+    try:
+        data = _bytes(store, HISTORY)
+    except KeyNotFoundError:
+        data = b""
+    lines = [f"line {number} changed after it was written" for number in decode_history(data).damaged]
+    tally.add(HISTORY, len(data), "; ".join(lines))
+    if whole_lines(data) < len(data):
+        tally.notes.append("the last line of the history is torn; it belongs to no snapshot and is ignored")
+    for body in bodies:
+        part = data[: body.history.nbytes]
+        if len(part) < body.history.nbytes or digest_bytes(part) != body.history.digest:
+            tally.damaged.append(Damage(HISTORY, f"the part that belongs to snapshot {body.sequence} changed"))
+
+
+def _tag(tally: _Tally, store: Store, sequences: set[int]) -> None:
+    try:
+        data = _bytes(store, BEST)
+    except KeyNotFoundError:
+        return
+    try:
+        sequence = msgspec.json.decode(unseal(data, file=BEST))["sequence"]
+        problem = "" if sequence in sequences else f"it points to snapshot {sequence}, which is not intact"
+    except (CorruptCheckpointError, msgspec.DecodeError, KeyError, TypeError) as error:
+        problem = str(error)
+    tally.add(BEST, len(data), problem)

@@ -1,0 +1,105 @@
+"""Nouns as plain dicts and lists, ready for JSON. The keys are promises to other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from ..core import tagged
+from ..core.checkpoint import Checkpoint
+from ..core.report import LoadReport, VerifyReport
+from ..core.snapshot import RunSummary
+from ..core.tensors import dtype_name
+from ..errors import TorchkeepError
+
+
+def document(noun: Any) -> Any:
+    """A noun as JSON-able data."""
+    if isinstance(noun, Checkpoint):
+        return _checkpoint(noun)
+    if isinstance(noun, LoadReport):
+        return _load_report(noun)
+    if isinstance(noun, TorchkeepError):
+        return _error(noun)
+    if isinstance(noun, VerifyReport):
+        return {"ok": noun.ok} | _plain(noun)
+    if isinstance(noun, RunSummary):
+        return _plain(noun) | {"best": noun.best.sequence if noun.best else None}
+    return _plain(noun)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(child) for child in value]
+    if isinstance(value, torch.dtype):
+        return dtype_name(value)
+    if isinstance(value, Path):
+        return str(value)
+    return tagged.encode(value)
+
+
+def _checkpoint(ckpt: Checkpoint) -> dict[str, Any]:
+    return {
+        "file": ckpt.file,
+        "format": ckpt.format,
+        "kind": ckpt.kind,
+        "model": {"key": ckpt.model_key, "candidates": list(ckpt.candidates)},
+        "producer": _plain(ckpt.provenance),
+        "metadata": dict(ckpt.metadata),
+        "modules": _plain(ckpt.modules),
+        "findings": _plain(ckpt.findings),
+        "tensors": [
+            {
+                "name": name,
+                "dtype": dtype_name(tensor.dtype),
+                "shape": list(tensor.shape),
+                "device": tensor.device,
+                "requires_grad": tensor.requires_grad,
+                "nbytes": tensor.nbytes,
+                "kind": tensor.kind,
+            }
+            for name, tensor in ckpt.items()
+        ],
+    }
+
+
+def _load_report(report: LoadReport) -> dict[str, Any]:
+    return {
+        "source": report.source,
+        "applied": report.applied,
+        "coverage": report.coverage,
+        "loaded": list(report.loaded),
+        "missing": list(report.missing),
+        "unexpected": list(report.unexpected),
+        "mismatched": list(report.mismatched),
+        "adapted": list(report.adapted),
+        "moves": [
+            {"source": move.source, "target": move.target, "rule": move.rule, "cast_from": move.cast_from}
+            for move in report.moves
+        ],
+        "mismatches": _plain(report.mismatches),
+    }
+
+
+def _error(error: TorchkeepError) -> dict[str, Any]:
+    known = ("file", "place", "path", "hint", "candidates", "applied", "needed", "free")
+    facts = {name: _plain(getattr(error, name)) for name in known if getattr(error, name, None)}
+    report = getattr(error, "report", None)
+    return {
+        "error": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": error.message,
+        **facts,
+        **({"report": document(report)} if report is not None else {}),
+    }

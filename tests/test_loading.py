@@ -1,0 +1,220 @@
+"""Loading: planned before it acts, loud about what does not fit, and the model untouched until all is allowed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from models import TinyNet, state_bits
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.errors import AmbiguousMatchError, IncompatibleCheckpointError, LoadError, PartialLoadError
+
+
+def two() -> tuple[TinyNet, TinyNet]:
+    torch.manual_seed(0)
+    return TinyNet(), TinyNet()
+
+
+def test_a_path_loads_and_is_reported(tmp_path: Path) -> None:
+    a, b = two()
+    torch.save(a.state_dict(), tmp_path / "a.pth")
+    report = tk.load_into(b, tmp_path / "a.pth")
+    assert state_bits(a) == state_bits(b)
+    assert set(report.loaded) == set(a.state_dict()) and report.coverage == 1.0 and report.applied
+    assert (report.missing, report.unexpected, report.mismatched, report.adapted) == ((), (), (), ())
+    assert {move.rule for move in report.moves} == {"exact"}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "ema"])
+def test_the_model_is_found_inside_a_training_checkpoint(tmp_path: Path, key: str) -> None:
+    a, b = two()
+    opt = torch.optim.Adam(a.parameters())
+    torch.save({"epoch": 3, key: a.state_dict(), "optimizer": opt.state_dict()}, tmp_path / "a.pth")
+    tk.load_into(b, tk.open(tmp_path / "a.pth"))
+    assert state_bits(a) == state_bits(b)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"model.{name}",
+        lambda name: f"net.encoder.{name}",
+        lambda name: name.replace("conv.", "conv._fsdp_wrapped_module."),
+    ],
+)
+def test_prefixes_on_the_source_are_seen_through(rename) -> None:
+    a, b = two()
+    report = tk.load_into(b, {rename(name): tensor for name, tensor in a.state_dict().items()})
+    assert state_bits(a) == state_bits(b)
+    assert "prefixes" in {move.rule for move in report.moves}
+
+
+def test_prefixes_on_the_model_are_seen_through() -> None:
+    a, b = two()
+    tk.load_into(nn.ModuleDict({"backbone": b}), a.state_dict())
+    assert state_bits(a) == state_bits(b)
+    tk.load_into(nn.DataParallel(b), nn.DataParallel(a))
+    with torch.no_grad():
+        a.head.bias.add_(1)
+    tk.load_into(torch.compile(b, backend="eager"), a)
+    assert state_bits(a) == state_bits(b)
+
+
+def test_nothing_is_loaded_that_does_not_fit_and_nothing_silently(tmp_path: Path) -> None:
+    a, _ = two()
+    b = TinyNet(classes=5)
+    state = a.state_dict() | {"old.weight": torch.ones(3)}
+    del state["conv.bias"]
+    before = state_bits(b)
+    with pytest.raises(IncompatibleCheckpointError) as caught:
+        tk.load_into(b, state)
+    assert state_bits(b) == before
+    report = caught.value.report
+    assert report.missing == ("conv.bias",)
+    assert report.unexpected == ("old.weight",)
+    assert report.mismatched == ("head.weight", "head.bias")
+    text = str(caught.value)
+    for name in ("conv.bias", "old.weight", "head.weight", "[3, 4] in the source, [5, 4] in the model"):
+        assert name in text
+    assert "allow=" in caught.value.hint
+
+    for allow in (["head.*", "old.weight"], ["head", "conv.bias"], "conv"):
+        with pytest.raises(IncompatibleCheckpointError):
+            tk.load_into(b, state, allow=allow)
+    assert state_bits(b) == before
+    report = tk.load_into(b, state, allow=["head.*", "conv.bias", "old"])
+    own = {name: tensor for name, tensor in b.state_dict().items() if name != "tied.weight"}
+    loaded = sum(t.numel() for name, t in own.items() if not name.startswith("head") and name != "conv.bias")
+    assert report.coverage == loaded / sum(t.numel() for t in own.values())
+    assert torch.equal(b.fc.weight, a.fc.weight) and "MISMATCHED" in str(report)
+
+
+def test_the_hint_of_a_refusal_is_a_list_that_passes() -> None:
+    a, b = two()
+    state = a.state_dict()
+    del state["head.weight"], state["head.bias"]
+    with pytest.raises(IncompatibleCheckpointError) as caught:
+        tk.load_into(b, state)
+    allow = caught.value.hint.partition("allow=")[2]
+    tk.load_into(b, state, allow=eval(allow))
+
+
+def test_foreign_names_load_nothing_and_say_so() -> None:
+    a, b = two()
+    with pytest.raises(IncompatibleCheckpointError, match="0.00 % of the model"):
+        tk.load_into(b, {f"x{i}": tensor for i, tensor in enumerate(a.state_dict().values())})
+
+
+def test_a_student_and_its_teacher_are_not_guessed_between() -> None:
+    a, b = two()
+    state = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in a.state_dict().items()}
+    with pytest.raises(AmbiguousMatchError) as caught:
+        tk.load_into(b, state)
+    assert "strip 'teacher.'" in str(caught.value.candidates) or "strip teacher." in caught.value.candidates
+    tk.load_into(b, state, rules=[tk.strip("teacher.")], allow=["student"])
+    assert state_bits(a) == state_bits(b)
+    tk.load_into(nn.ModuleDict({"x": b}), a.state_dict(), rules=[tk.add("x.")])
+
+
+def test_a_few_coincidences_are_no_prefix() -> None:
+    a, b = two()
+    state = {f"stage.{name}.inner": tensor for name, tensor in a.state_dict().items()} | {"aux.head.bias": torch.ones(3)}
+    report = tk.plan_load(b, state)
+    assert report.loaded == ()
+
+
+def test_dtypes_are_cast_between_floats_and_refused_to_integers() -> None:
+    a, b = two()
+    report = tk.load_into(b, copy.deepcopy(a).half())
+    assert {move.cast_from for move in report.moves if move.target == "conv.weight"} == {"float16"}
+    assert b.conv.weight.dtype == torch.float32 and torch.equal(b.conv.weight, a.conv.weight.half().float())
+    state = a.state_dict() | {"bn.num_batches_tracked": torch.tensor(1.5)}
+    with pytest.raises(IncompatibleCheckpointError, match="cannot become"):
+        tk.load_into(b, state)
+
+
+def test_tied_parameters_need_one_of_their_names_and_refuse_two_values() -> None:
+    a, b = two()
+    state = a.state_dict()
+    del state["tied.weight"]
+    report = tk.load_into(b, state)
+    assert b.tied.weight is b.fc.weight and "tied.weight" in report.loaded and report.coverage == 1.0
+    before = state_bits(b)
+    with pytest.raises(IncompatibleCheckpointError, match="ties them"):
+        tk.load_into(b, a.state_dict() | {"tied.weight": torch.zeros(4, 4)})
+    assert state_bits(b) == before
+
+
+def test_parameters_stay_the_same_objects_and_flags_stay(tmp_path: Path) -> None:
+    a, b = two()
+    tk.freeze(b, "conv")
+    objects = [id(parameter) for parameter in b.parameters()]
+    tk.save(a, tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    tk.load_into(b, tmp_path / "a.safetensors")
+    assert [id(parameter) for parameter in b.parameters()] == objects
+    assert not b.conv.weight.requires_grad
+    with torch.no_grad():
+        b.conv.weight.fill_(7)  # no view of the file
+    assert (tmp_path / "a.safetensors").read_bytes() == data
+
+
+def test_meta_parameters_are_made_where_asked_and_stay_tied() -> None:
+    a, _ = two()
+    with torch.device("meta"):
+        b = TinyNet()
+    tk.load_into(b, a, device="cpu")
+    assert state_bits(a) == state_bits(b)
+    assert b.tied.weight is b.fc.weight and isinstance(b.conv.weight, nn.Parameter)
+
+
+def test_the_plan_changes_nothing_and_can_be_checked() -> None:
+    a, b = two()
+    before = state_bits(b)
+    report = tk.plan_load(b, a)
+    report.check()
+    assert not report.applied and report.coverage == 1.0 and state_bits(b) == before
+    assert "copy" in str(report)
+
+
+def test_a_copy_that_fails_half_way_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = two()
+    state = dict(a.state_dict())
+
+    class Broken(dict):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            if name == "fc.weight" and self.armed:
+                raise OSError("the network is gone")
+            return super().__getitem__(name)
+
+        armed = False
+
+    source = Broken(state)
+    monkeypatch.setattr("torchkeep.loading._check_tied", lambda *args: setattr(source, "armed", True))
+    with pytest.raises(PartialLoadError) as caught:
+        tk.load_into(b, source)
+    assert "conv.weight" in caught.value.applied and "fc.weight" not in caught.value.applied
+
+
+def test_wrong_sources_are_named(tmp_path: Path) -> None:
+    _, b = two()
+    with pytest.raises(LoadError, match="no tensors: epoch"):
+        tk.load_into(b, {"epoch": 3, "state_dict": {}})
+    with pytest.raises(LoadError, match="cannot be taken from a int"):
+        tk.load_into(b, 3)
+    with pytest.raises(tk.errors.CheckpointNotFoundError):
+        tk.load_into(b, tmp_path / "no.pth")
+    with pytest.raises(ValueError, match="there is no rule 'fuzzy'"):
+        tk.load_into(b, {}, rules=["fuzzy"])
+
+
+def test_a_fold_counts_layers_in_the_report() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+    assert "{0..11}.weight" in str(tk.plan_load(model, model))

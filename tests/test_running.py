@@ -1,0 +1,526 @@
+"""Runs: saving only what changed, resuming bit for bit, falling back on damage, one writer, straight history."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import OPTIMIZERS, SCHEDULERS, TinyNet, state_bits, train_epoch
+from torch import nn
+
+import torchkeep as tk
+from torchkeep.errors import (
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    LoadError,
+    RunLockedError,
+    SaveError,
+    UnsavableError,
+)
+
+
+def make(optimizer: str = "adamw", scheduler: str = "none", seed: int = 0):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    model = TinyNet()
+    opt = OPTIMIZERS[optimizer](model.parameters())
+    return model, opt, SCHEDULERS[scheduler](opt)
+
+
+def draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), random.random(), float(np.random.rand())
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adamw-fused"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str, scheduler: str) -> None:
+    check_resume(tmp_path, optimizer, scheduler)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw-foreach", "rmsprop", "lbfgs"])
+def test_resumed_equals_uninterrupted_with_every_optimizer(tmp_path: Path, optimizer: str) -> None:
+    check_resume(tmp_path, optimizer, "none")
+
+
+def check_resume(tmp_path: Path, optimizer: str, scheduler: str) -> None:
+    model, opt, sched = make(optimizer, scheduler)
+    for _ in range(5):
+        train_epoch(model, opt, sched)
+    expected = state_bits(model, opt, sched), draws()
+
+    model, opt, sched = make(optimizer, scheduler)
+    with tk.Run(tmp_path) as run:
+        for epoch in range(2):
+            train_epoch(model, opt, sched)
+            run.save(epoch, model=model, optimizer=opt, scheduler=sched)
+    model, opt, sched = make(optimizer, scheduler, seed=99)
+    with tk.Run(tmp_path) as run:
+        start = run.resume(model=model, optimizer=opt, scheduler=sched)
+        assert start == 2
+        for _ in range(start, 5):
+            train_epoch(model, opt, sched)
+    assert (state_bits(model, opt, sched), draws()) == expected
+
+
+def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    before = state_bits(model, opt)
+    with tk.Run(tmp_path / "new" / "run") as run:
+        assert run.resume(model=model, optimizer=opt) == 0
+        assert run.last_resume is not None and run.last_resume.sequence == 0
+    assert state_bits(model, opt) == before
+
+
+def test_moments_follow_names_when_the_parameters_are_reordered(tmp_path: Path) -> None:
+    model, opt, _ = make("adam")
+    train_epoch(model, opt)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+    moments = {name: opt.state[parameter]["exp_avg"].clone() for name, parameter in model.named_parameters()}
+
+    other = TinyNet()
+    backwards = torch.optim.Adam(list(other.parameters())[::-1], lr=0.5, amsgrad=True)
+    tk.Run(tmp_path).resume(model=other, optimizer=backwards)
+    assert backwards.param_groups[0]["lr"] == 0.01
+    for name, parameter in other.named_parameters():
+        assert torch.equal(backwards.state[parameter]["exp_avg"], moments[name]), name
+
+
+def test_parameter_groups_in_another_order_keep_their_options(tmp_path: Path) -> None:
+    def grouped(model: nn.Module, reverse: bool) -> torch.optim.Optimizer:
+        groups = [{"params": [p for n, p in model.named_parameters() if ("head" in n) == head]} for head in (False, True)]
+        return torch.optim.SGD(groups[::-1] if reverse else groups, lr=1.0, momentum=0.9)
+
+    model = TinyNet()
+    opt = grouped(model, reverse=False)
+    opt.param_groups[0]["lr"], opt.param_groups[1]["lr"] = 0.1, 0.2
+    train_epoch(model, opt)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        other = TinyNet()
+        swapped = grouped(other, reverse=True)
+        run.resume(model=other, optimizer=swapped)
+    assert [group["lr"] for group in swapped.param_groups] == [0.2, 0.1]
+
+
+def test_only_what_changed_is_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 2))
+    tk.freeze(model, "0")
+    opt = torch.optim.Adam(model[1].parameters())
+    with tk.Run(tmp_path) as run:
+        first = run.save(0, model=model, optimizer=opt)
+        model(torch.randn(3, 500)).sum().backward()
+        opt.step()
+        second = run.save(1)
+        third = run.save(2)
+    backbone = 500 * 500 * 4
+    assert first.bytes_written > backbone
+    assert second.bytes_written < 60_000  # head, its moments, generators, manifest
+    assert third.tensors_written == 0
+    assert third.bytes_total > backbone
+    assert len(list((tmp_path / "packs").iterdir())) == 2
+
+
+def test_tied_and_equal_tensors_are_written_once_and_stay_tied(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with torch.no_grad():
+        model.fc.bias.copy_(model.tied.bias)  # equal, not tied
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        pack = tk.open(next((tmp_path / "packs").iterdir()))
+        assert "model/fc.weight" in pack and "model/tied.weight" not in pack
+        assert "model/tied.bias" not in pack
+        other, other_opt, _ = make(seed=5)
+        run.resume(model=other, optimizer=other_opt)
+    assert other.tied.weight is other.fc.weight
+    assert state_bits(model) == state_bits(other)
+    with torch.no_grad():
+        other.fc.bias.add_(1)
+    assert not torch.equal(other.fc.bias, other.tied.bias), "equal tensors must not become one"
+
+
+def test_restored_parameters_are_no_views_of_the_files(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    train_epoch(model, opt)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+        run.resume(model=model, optimizer=opt)
+        train_epoch(model, opt)
+        assert all(path.read_bytes() == data for path, data in before.items())
+        run.resume(model=model, optimizer=opt)  # the digests still hold: nothing wrote into a mapping
+
+
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [(what, how) for what in ("pack", "manifest") for how in ("flip", "truncate", "empty")] + [("pack", "delete")],
+)
+def test_damage_falls_back_to_an_older_snapshot_and_says_so(tmp_path: Path, what: str, how: str) -> None:
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        kept = state_bits(model, opt)
+        packs = set((tmp_path / "packs").iterdir())
+        train_epoch(model, opt)
+        run.save(1)
+        new_pack = (set((tmp_path / "packs").iterdir()) - packs).pop()
+    damage(new_pack if what == "pack" else tmp_path / "snapshots" / "2.json", how)
+    other, other_opt, _ = make(seed=7)
+    with tk.Run(tmp_path) as run:
+        assert run.resume(model=other, optimizer=other_opt) == 1
+        assert run.last_resume is not None
+        assert [one.sequence for one in run.last_resume.skipped] == [2]
+        assert state_bits(other, other_opt) == kept
+        train_epoch(other, other_opt)
+        report = run.save(1)
+        assert report.sequence == 3, "a damaged snapshot's number is not used again"
+        again, again_opt, _ = make(seed=8)
+        assert run.resume(model=again, optimizer=again_opt) == 2
+        assert state_bits(again, again_opt) == state_bits(other, other_opt)
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "delete":
+        path.unlink()
+        return
+    if how == "flip":
+        data[len(data) * 2 // 3] ^= 16
+    path.write_bytes(b"" if how == "empty" else data[: len(data) // 2] if how == "truncate" else data)
+
+
+def test_a_pack_known_to_be_damaged_is_not_relied_on_again(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        (pack,) = (tmp_path / "packs").iterdir()
+    damage(pack, "flip")
+    with tk.Run(tmp_path) as run:
+        with pytest.raises(CorruptCheckpointError, match="no snapshot is intact"):
+            run.resume(model=model, optimizer=opt)
+        assert run.save(1, model=model, optimizer=opt).tensors_written > 0
+        other, other_opt, _ = make(seed=3)
+        assert run.resume(model=other, optimizer=other_opt) == 2
+        assert state_bits(other, other_opt) == state_bits(model, opt)
+
+
+def test_mismatch_is_an_error_and_touches_nothing(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        wider = TinyNet(classes=9)
+        wide_opt = OPTIMIZERS["adamw"](wider.parameters())
+        before = state_bits(wider, wide_opt)
+        with pytest.raises(IncompatibleCheckpointError) as caught:
+            run.resume(model=wider, optimizer=wide_opt)
+        assert set(caught.value.report.mismatched) == {"head.weight", "head.bias"}
+        assert state_bits(wider, wide_opt) == before
+
+        sgd = OPTIMIZERS["sgd"](model.parameters())
+        before = state_bits(model, sgd)
+        with pytest.raises(IncompatibleCheckpointError, match="AdamW"):
+            run.resume(model=model, optimizer=sgd)
+        fewer = OPTIMIZERS["adamw"](model.head.parameters())
+        with pytest.raises(IncompatibleCheckpointError, match="other parameters"):
+            run.resume(model=model, optimizer=fewer)
+        half = copy.deepcopy(model).half()
+        with pytest.raises(IncompatibleCheckpointError, match="dtypes"):
+            run.resume(model=half, optimizer=OPTIMIZERS["adamw"](half.parameters()))
+        assert state_bits(model, sgd) == before
+
+
+def test_freeze_state_comes_back(tmp_path: Path) -> None:
+    model, _, _ = make()
+    tk.freeze(model, "* but head")
+    opt = torch.optim.Adam(model.head.parameters())
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        other, _, _ = make(seed=4)
+        other_opt = torch.optim.Adam(other.head.parameters())
+        run.resume(model=other, optimizer=other_opt)
+        assert run.last_resume is not None and "requires_grad" in run.last_resume.notes[0]
+    other.train()
+    assert not other.bn.training and not other.drop.training and other.head.training
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_extra_and_values_json_cannot_say(tmp_path: Path) -> None:
+    extra = {"best": float("inf"), "nan": float("nan"), "pair": (1, 2), 3: {"mask": torch.tensor([True, False])}, "big": 1 << 80}
+    model, _, _ = make()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, extra=extra)
+        run.resume(model=model)
+        got = run.last_resume.extra
+    assert got["best"] == float("inf") and got["nan"] != got["nan"] and got["pair"] == (1, 2) and got["big"] == 1 << 80
+    assert torch.equal(got[3]["mask"], extra[3]["mask"])
+
+
+def test_what_cannot_be_said_is_refused_with_its_path_and_nothing_is_committed(tmp_path: Path) -> None:
+    model, _, _ = make()
+    with tk.Run(tmp_path) as run:
+        with pytest.raises(UnsavableError) as caught:
+            run.save(0, model=model, extra={"config": {"callbacks": [print]}})
+        assert caught.value.path == "config.callbacks.0"
+        assert run.snapshots == ()
+
+
+def test_history_branches_and_torn_lines(tmp_path: Path) -> None:
+    model, _, _ = make()
+    with tk.Run(tmp_path) as run:
+        for epoch in range(4):
+            run.log(epoch=epoch, val_loss=torch.tensor(1.0 / (epoch + 1)), lr=np.float32(0.5))
+            if epoch < 2:
+                run.save(epoch, model=model)
+    with (tmp_path / "history.jsonl").open("ab") as file:
+        file.write(b'{"epoch": 4, "val_lo')  # what a crash in the middle of a write leaves
+    with tk.Run(tmp_path) as run:
+        assert [record["epoch"] for record in run.history] == [0, 1, 2, 3]
+        assert run.resume(model=model) == 2
+        run.log(epoch=2, val_loss=float("nan"))
+        run.save(2)
+    history = tk.Run(tmp_path).history
+    assert [record["epoch"] for record in history] == [0, 1, 2]
+    assert history.metric("val_loss")[:2] == [1.0, 0.5] and np.isnan(history.metric("val_loss")[2])
+    assert history.damaged == ()
+    run = tk.Run(tmp_path)
+    assert run.best is not None and run.best.step == 1, "NaN is never best"
+    assert [snapshot.parent for snapshot in run.snapshots] == [0, 1, 2]
+    assert tk.verify(tmp_path).ok
+
+
+def test_resuming_an_older_snapshot_makes_a_branch(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        states = []
+        for epoch in range(3):
+            train_epoch(model, opt)
+            run.log(epoch=epoch)
+            run.save(epoch, model=model, optimizer=opt)
+            states.append(state_bits(model, opt))
+        assert run.resume(snapshot=1) == 1
+        assert state_bits(model, opt) == states[0]
+        run.log(epoch=1)
+        run.save(1)
+        assert [(one.sequence, one.parent, one.step) for one in run.snapshots][-1] == (4, 1, 1)
+        assert [record["epoch"] for record in run.history] == [0, 1]
+        with pytest.raises(LoadError, match="no snapshot 17"):
+            run.resume(snapshot=17)
+
+
+def test_best_by_metric(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with tk.Run(tmp_path, monitor="val_acc") as run:
+        assert run.best is None
+        for epoch, accuracy in enumerate([0.2, 0.9, 0.9, 0.1]):
+            run.log(epoch=epoch, val_acc=accuracy)
+            run.save(epoch, model=model)
+        assert run.best.step == 1
+    assert tk.Run(tmp_path, monitor="val_acc", mode="min").best.step == 3
+    assert b'"sequence":2' in (tmp_path / "tags" / "best.json").read_bytes()
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model)
+        with pytest.raises(RunLockedError, match="another Run of this process"):
+            tk.Run(tmp_path).save(1, model=model)
+        run.save(1)  # the refused attempt did not take the lock away
+        code = f"import torchkeep as tk\ntk.Run({str(tmp_path)!r}).log(a=1)"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert other.returncode == 1 and f"process {os.getpid()}" in other.stderr and "RunLockedError" in other.stderr
+        assert len(tk.Run(tmp_path).snapshots) == 2, "reading needs no lock"
+    tk.Run(tmp_path).save(2, model=model)
+
+
+def test_a_killed_writer_leaves_no_lock_even_when_its_workers_live_on(tmp_path: Path) -> None:
+    code = textwrap.dedent(f"""
+        import os, time, torch, torchkeep as tk
+        run = tk.Run({str(tmp_path)!r})
+        run.save(0, model=torch.nn.Linear(1, 1))
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        print("ready", flush=True)
+        time.sleep(30)
+    """)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        child.kill()
+        child.wait()
+        with tk.Run(tmp_path) as run:
+            run.save(1, model=nn.Linear(1, 1))
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.stdout.close()
+        child.wait()
+
+
+def test_wrappers_do_not_show_in_names(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=nn.DataParallel(model), optimizer=opt)
+        assert "model/conv.weight" in run.digests()
+        compiled = torch.compile(TinyNet(), backend="eager")
+        other = OPTIMIZERS["adamw"](compiled.parameters())
+        run.resume(model=compiled, optimizer=other)
+        assert state_bits(model) == state_bits(compiled._orig_mod)
+
+
+def test_optimizer_parameters_outside_the_model_are_kept_by_position(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    margin = nn.Parameter(torch.ones(1))
+    opt = torch.optim.Adam([*model.parameters(), margin])
+    (model(torch.ones(1, 2)).sum() * margin).backward()
+    opt.step()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        other, other_margin = nn.Linear(2, 2), nn.Parameter(torch.ones(1))
+        other_opt = torch.optim.Adam([*other.parameters(), other_margin])
+        run.resume(model=other, optimizer=other_opt)
+    assert torch.equal(other_opt.state[other_margin]["exp_avg"], opt.state[margin]["exp_avg"])
+
+
+def test_misuse_is_named(tmp_path: Path) -> None:
+    run = tk.Run(tmp_path)
+    with pytest.raises(SaveError, match="no model"):
+        run.save(0)
+    with pytest.raises(ValueError, match="nothing to log"):
+        run.log()
+    with pytest.raises(ValueError, match="step"):
+        run.save(-1, model=nn.Linear(1, 1))
+    with pytest.raises(UnsavableError, match="confusion"):
+        run.log(confusion=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="mode"):
+        tk.Run(tmp_path, mode="best")
+    with pytest.raises(LoadError, match="is no run"):
+        tk.Run(tmp_path / "elsewhere").summary()
+    (tmp_path / "torchkeep.json").write_text(json.dumps({"format": "torchkeep-run", "version": 9, "features": []}))
+    run.close()
+    with pytest.raises(SaveError, match="cannot write"):
+        tk.Run(tmp_path).save(0, model=nn.Linear(1, 1))
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------
+
+CALLS = ("fsync", "link", "writev", "posix_fallocate", "unlink", "open", "replace", "close")
+
+
+def dies_at(call_number: int, when: str, run_folder: Path, model: nn.Module, opt: torch.optim.Optimizer) -> int:
+    """Save in a forked child that is killed at its nth system call; returns the child's status."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def wrap(original):
+            def patched(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == call_number and when == "before":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                mine = count
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    if mine == call_number and when == "after":
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            return patched
+
+        try:
+            for name in CALLS:
+                setattr(os, name, wrap(getattr(os, name)))
+            tk.Run(run_folder).save(1, model=model, optimizer=opt)
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_every_system_call_leaves_a_whole_snapshot(tmp_path: Path, when: str) -> None:
+    """The states before and after the save are known; whatever the moment of death, resume gives one of the two."""
+    torch.set_num_threads(1)  # forked children must not wait for threads they do not have
+    model, opt, _ = make()
+    base = tmp_path / "base"
+    with tk.Run(base) as run:
+        run.log(epoch=0, val_loss=1.0)
+        run.save(0, model=model, optimizer=opt)
+    old = state_bits(model, opt)
+    train_epoch(model, opt)
+    new = state_bits(model, opt)
+    results = []
+    for number in range(1, 200):
+        folder = tmp_path / f"{number}"
+        shutil.copytree(base, folder)
+        status = dies_at(number, when, folder, model, opt)
+        other, other_opt, _ = make(seed=1)
+        with tk.Run(folder) as run:
+            start = run.resume(model=other, optimizer=other_opt)
+            assert run.last_resume is not None and not run.last_resume.skipped
+            assert state_bits(other, other_opt) == (old if start == 1 else new)
+            assert not list(folder.rglob(".tmp-*")), "the next writer clears what the dead one left"
+            results.append((start, os.WIFSIGNALED(status)))
+            run.save(start)
+        report = tk.verify(folder)
+        assert report.ok, report
+        if not os.WIFSIGNALED(status):
+            break
+    assert results[-1] == (2, False), "the last child was not killed and committed"
+    assert len(results) > 15
+    starts = [start for start, _ in results]
+    assert starts == sorted(starts) and starts[0] == 1, "one commit point: old before it, new after it"
+
+
+def _save_forever(folder: str) -> None:
+    torch.set_num_threads(1)
+    model, opt, _ = make()
+    with tk.Run(folder) as run:
+        for step in range(run.resume(model=model, optimizer=opt), 100_000):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.fill_(float(step))
+            run.log(step=step)
+            run.save(step)
+
+
+def kill_at_random(folder: Path, kills: int) -> None:
+    """Kill a loop that saves constantly, again and again; what resumes is always one whole step."""
+    context = multiprocessing.get_context("spawn")
+    newest = -1
+    for kill in range(kills):
+        child = context.Process(target=_save_forever, args=(str(folder),))
+        child.start()
+        before = newest
+        while not any(int(path.stem) > before + 1 for path in folder.glob("snapshots/*.json")):
+            child.join(0.005)
+            assert child.is_alive()
+        child.join(random.Random(kill).random() * 0.05)
+        child.kill()
+        child.join()
+        committed = max(int(path.stem) for path in folder.glob("snapshots/*.json"))
+        model, opt, _ = make(seed=2)
+        with tk.Run(folder) as run:
+            step = run.resume(model=model, optimizer=opt) - 1
+            assert run.last_resume is not None
+            assert run.last_resume.sequence == committed and not run.last_resume.skipped
+        assert all((parameter == step).all() for parameter in model.parameters())
+        newest = committed
+    assert tk.verify(folder).ok
+
+
+def test_random_kills_of_a_loop_that_saves_constantly(tmp_path: Path) -> None:
+    kill_at_random(tmp_path / "run", kills=3)
