@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import OPTIMIZERS, SCHEDULERS, TinyNet, state_bits, train_epoch
 from torch import nn
 
 import torchkeep as tk
+from models import OPTIMIZERS, SCHEDULERS, TinyNet, state_bits, train_epoch
 from torchkeep.errors import (
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -101,7 +101,9 @@ def test_moments_follow_names_when_the_parameters_are_reordered(tmp_path: Path) 
 
 def test_parameter_groups_in_another_order_keep_their_options(tmp_path: Path) -> None:
     def grouped(model: nn.Module, reverse: bool) -> torch.optim.Optimizer:
-        groups = [{"params": [p for n, p in model.named_parameters() if ("head" in n) == head]} for head in (False, True)]
+        groups = [
+            {"params": [p for n, p in model.named_parameters() if ("head" in n) == head]} for head in (False, True)
+        ]
         return torch.optim.SGD(groups[::-1] if reverse else groups, lr=1.0, momentum=0.9)
 
     model = TinyNet()
@@ -258,7 +260,13 @@ def test_freeze_state_comes_back(tmp_path: Path) -> None:
 
 
 def test_extra_and_values_json_cannot_say(tmp_path: Path) -> None:
-    extra = {"best": float("inf"), "nan": float("nan"), "pair": (1, 2), 3: {"mask": torch.tensor([True, False])}, "big": 1 << 80}
+    extra = {
+        "best": float("inf"),
+        "nan": float("nan"),
+        "pair": (1, 2),
+        3: {"mask": torch.tensor([True, False])},
+        "big": 1 << 80,
+    }
     model, _, _ = make()
     with tk.Run(tmp_path) as run:
         run.save(0, model=model, extra=extra)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import TinyNet
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 import torchkeep as tk
+from models import TinyNet
 from torchkeep.core.tensors import DTYPES
 from torchkeep.errors import CorruptCheckpointError, NoSpaceError, SaveError, UnsavableError
 
@@ -44,7 +44,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, float):
-        return a == b and math.copysign(1, a) == math.copysign(1, b) or (a != a and b != b)
+        return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
     return bool(a == b)
 
 
@@ -59,13 +59,14 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
         return tensor.requires_grad_() if grad and dtype.is_floating_point and dtype.itemsize >= 4 else tensor
 
     return st.builds(
-        make, st.sampled_from([row.torch for row in DTYPES.values()]), st.lists(st.integers(0, 3), max_size=3), st.booleans()
+        make,
+        st.sampled_from([row.torch for row in DTYPES.values()]),
+        st.lists(st.integers(0, 3), max_size=3),
+        st.booleans(),
     )
 
 
-plain = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5), st.complex_numbers()
-)  # fmt: skip
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5)
 keys = st.one_of(st.text(max_size=4), st.sampled_from(["a.b", "a", "b", "$", "1", "\\."]), st.integers(), st.none())
 nested = st.recursive(
     st.one_of(plain, tensors()),
@@ -219,7 +220,9 @@ def test_the_mode_follows_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "writev", "fsync"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     path = tmp_path / "x.safetensors"
     tk.save({"a": torch.ones(4)}, path)
     before = path.read_bytes()
@@ -264,7 +267,17 @@ def test_a_kill_at_every_system_call_leaves_the_old_file_or_the_new(tmp_path: Pa
                 return patched
 
             try:
-                for name in ("open", "posix_fallocate", "writev", "lseek", "fsync", "close", "rename", "replace", "unlink"):
+                for name in (
+                    "open",
+                    "posix_fallocate",
+                    "writev",
+                    "lseek",
+                    "fsync",
+                    "close",
+                    "rename",
+                    "replace",
+                    "unlink",
+                ):
                     setattr(os, name, wrap(getattr(os, name)))
                 tk.save({"a": torch.zeros(300)}, path)
             finally:

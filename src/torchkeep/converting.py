@@ -8,6 +8,7 @@ from pathlib import Path
 from .core.checkpoint import Checkpoint
 from .core.live import AnyTensor
 from .core.report import ConvertReport
+from .core.tree import ABSENT
 from .errors import SaveError, UnsavableError
 from .opening import PathLike, open_checkpoint
 from .saving import Contents, Progress, contents_of, of_object, save_contents
@@ -34,7 +35,7 @@ def convert(
     path = Path(target)
     if path.suffix != ".safetensors":
         raise SaveError(f"{path} has another ending than .safetensors", hint="only safetensors is written so far")
-    if path.exists() and os.path.samefile(os.fspath(source), path):
+    if path.exists() and path.samefile(source):
         raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
     ckpt = open_checkpoint(source)
     if model_only:
@@ -44,7 +45,7 @@ def convert(
 
 
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
-    if ckpt.tree is not None and not model_only:
+    if ckpt.tree is not ABSENT and not model_only:
         try:
             return of_object(ckpt.tree, metadata=ckpt.metadata), ()
         except UnsavableError as error:

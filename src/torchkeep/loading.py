@@ -143,7 +143,7 @@ def _place(model: nn.Module, plan: LoadPlan, device: torch.device | str | None) 
                     made[canonical] = (
                         nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
                     )
-                held[key] = made[canonical]  # type: ignore[assignment]
+                held[key] = made[canonical]
     if device is not None:
         model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
 

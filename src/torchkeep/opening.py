@@ -94,11 +94,11 @@ def check_digests(ckpt: Checkpoint) -> None:
     Raises:
         CorruptCheckpointError: one differs, or there are no digests.
     """
-    digests = ckpt.facts.digests if ckpt.facts is not None else {}
-    if not digests:
+    if ckpt.facts is None or not ckpt.facts.header:
         raise CorruptCheckpointError(
             "carries no digests to verify", file=ckpt.file, hint="open it without verify=True, or convert it once"
         )
+    digests = ckpt.facts.digests
     names = [name for name in digests if name in ckpt]
     found = digest_tensors([ckpt[name].load() for name in names])
     wrong = [name for name, digest in zip(names, found, strict=True) if digests[name] != digest]
@@ -128,7 +128,7 @@ def load(path: PathLike | Source, *, device: torch.device | str | None = None, l
             loaded[key] = _as_saved(lazy, lazy.load(device, storages=storages))
         return loaded[key]
 
-    tree = ckpt.tree if ckpt.tree is not None else dict(ckpt.tensors)
+    tree = dict(ckpt.tensors) if ckpt.tree is trees.ABSENT else ckpt.tree
     return trees.rebuild(tree, tensor)
 
 

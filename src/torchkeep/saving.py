@@ -102,7 +102,7 @@ def _of_module(model: nn.Module) -> Contents:
     tensors, extra = state_of(model)
     parameters = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
     kinds = {name: "parameter" if name in parameters else "buffer" for name in tensors}
-    tree = tagged.encode(extra) if extra else None
+    tree = tagged.encode(extra) if extra else msgspec.UNSET
     return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)))
 
 
@@ -127,7 +127,7 @@ def contents_of(
     kinds: Mapping[str, str],
     *,
     kind: str,
-    tree: Any = None,
+    tree: Any = msgspec.UNSET,
     module: ModuleSpec | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Contents:

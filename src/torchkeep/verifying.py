@@ -86,7 +86,7 @@ def _file(tally: _Tally, source: Source) -> None:
     if isinstance(part, TorchZip):
         for name, ok, nbytes in part.verify(source, Limits()):
             tally.add(name, nbytes, "" if ok else "its CRC is not that of its bytes")
-    elif ckpt.facts is not None and ckpt.facts.digests:
+    elif ckpt.facts is not None and ckpt.facts.header:
         _digests(tally, ckpt)
     else:
         tally.unchecked.append(
@@ -99,6 +99,7 @@ def _file(tally: _Tally, source: Source) -> None:
 
 def _digests(tally: _Tally, ckpt: Checkpoint) -> None:
     """The header was checked against its own digest when the file was opened; here come the tensors."""
+    tally.add("header", 0)
     digests = ckpt.facts.digests
     for name, digest in digests.items():
         if name not in ckpt:

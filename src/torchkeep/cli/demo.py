@@ -97,12 +97,11 @@ class _Demo:
     def _open(self) -> None:
         self._head("1. Open the real ImageNet weights of EfficientNet-Lite0, without loading them")
         sys.path.insert(0, str(self._digits))
-        from network import imagenet_weights  # type: ignore[import-not-found,unused-ignore]
+        from network import imagenet_weights
 
         ckpt = tk.open(imagenet_weights())
-        self._say(
-            f"{ckpt.format}, {ckpt.kind}, {len(ckpt)} tensors, {ckpt.nbytes / 1e6:.1f} MB, from {ckpt.provenance.producer or 'an unknown writer'}"
-        )
+        size = f"{len(ckpt)} tensors, {ckpt.nbytes / 1e6:.1f} MB"
+        self._say(f"{ckpt.format}, {ckpt.kind}, {size}, written by {ckpt.provenance.producer or 'nobody knows'}")
         self._say(f"findings: {', '.join(map(str, ckpt.findings)) or 'none'}")
 
     def _train(self, run: Path, *options: str, expect: int = 0) -> None:
@@ -133,9 +132,8 @@ class _Demo:
         ours, fresh = (tk.Run(path).history.metric("val_accuracy") for path in (run, scratch))
         seconds = time.perf_counter() - self._started
         self._say(f"verified: {report.checked} parts of the run, {'intact' if report.ok else 'DAMAGED'}")
-        self._say(
-            f"held-out accuracy: {ours[EPOCHS_FROZEN - 1]:.1%} with the head alone, {ours[-1]:.1%} after unfreezing, {fresh[-1]:.1%} from scratch"
-        )
+        head, all_of_it = ours[EPOCHS_FROZEN - 1], ours[-1]
+        self._say(f"held-out accuracy: {head:.1%} head alone, {all_of_it:.1%} unfrozen, {fresh[-1]:.1%} from scratch")
         self._say(f"resumed run equals the uninterrupted one: {'yes' if identical else 'NO'}; {seconds:.0f} s in all")
         return {
             "identical": identical,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +81,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         file: as the caller named it.
         format: `safetensors`, `torch_zip` or `torch_legacy`.
         tensors: name -> LazyTensor, in the order of the file.
-        tree: the whole saved object with lazy tensors and inert records in it; None where the format has only names.
+        tree: the whole saved object with lazy tensors and inert records in it; ABSENT where the format has only names.
         metadata: the format's own text metadata.
         findings: what is odd or dangerous about the file.
         provenance: who wrote it.
@@ -95,7 +95,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     file: str
     format: str
     tensors: Mapping[str, LazyTensor]
-    tree: Any = None
+    tree: Any = trees.ABSENT
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     provenance: Provenance = Provenance()
@@ -142,9 +142,14 @@ class Checkpoint(Mapping[str, LazyTensor]):
         """The model's weights, found inside the containers that training scripts use.
 
         `model_key` names the container that was chosen and `candidates` all that could have been meant. Where
-        there is no such container, the result is the checkpoint itself.
+        there is no such container, the result is the checkpoint itself. Of a pickled module it is the state dict:
+        tensors that are mere attributes, and buffers that are not persistent, are left out.
         """
-        return self.sub(self.model_key) if self.model_key else self
+        found = self.sub(self.model_key) if self.model_key else self
+        if not (isinstance(found.tree, trees.Record) and found.tree.is_module):
+            return found
+        state = {leaf.name for leaf in trees.leaves(found.tree) if leaf.role in {"parameter", "buffer"}}
+        return replace(found, tensors={name: tensor for name, tensor in found.tensors.items() if name in state})
 
     def sub(self, prefix: str) -> Checkpoint:
         """The tensors below a name, with the prefix taken off, as a checkpoint of its own.
@@ -160,7 +165,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 f"the nearest are {', '.join(map(repr, close))}" if close else "print the checkpoint to see its names"
             )
             raise SelectorError(f"{self.file} has no tensors below {prefix!r}", hint=hint)
-        inside = self.tree.get(prefix) if isinstance(self.tree, dict) else None
+        inside = self.tree.get(prefix, trees.ABSENT) if isinstance(self.tree, dict) else trees.ABSENT
         within = tuple(
             SavedModule(module.path[len(lead) :], module.class_name, module.training)
             for module in self.modules

@@ -31,7 +31,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     flat = torch.empty(0, dtype=torch.uint8).set_(
         plain.untyped_storage(), plain.storage_offset() * plain.element_size(), (plain.nbytes,), (1,)
     )
-    return memoryview(flat.numpy())
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
 
 
 def digest_bytes(data: Any) -> str:

@@ -27,7 +27,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         tied: name -> the name in the file whose memory it shares.
         devices: name -> device, for what was not on the CPU.
         module: the description of the model, without its values.
-        tree: the saved object as tagged JSON, its tensors by name.
+        tree: the saved object as tagged JSON, its tensors by name; of a module, its extra state.
         producer: versions of what wrote it.
     """
 
@@ -43,5 +43,5 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     tied: dict[str, str] = {}
     devices: dict[str, str] = {}
     module: ModuleSpec | None = None
-    tree: Any = None
+    tree: Any = msgspec.UNSET
     producer: dict[str, str] = {}

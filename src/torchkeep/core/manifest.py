@@ -130,7 +130,7 @@ def decode_manifest(data: bytes, *, file: str) -> Body:
 
 
 def pack_id(header: bytes, digests: list[str]) -> str:
-    """The name of a pack: BLAKE3 over the JSON of its header, padding included, and its tensors' digests in file order."""
+    """The name of a pack: BLAKE3 over its header's JSON, padding included, and its tensors' digests in file order."""
     hasher = blake3(header)
     for digest in digests:
         hasher.update(bytes.fromhex(digest))

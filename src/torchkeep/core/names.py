@@ -52,8 +52,8 @@ class Selector:
 
     `head` is the module or parameter of that name and all below it; `*` and `?` match any characters, dots
     included, and what matches is chosen with all below it (`layer?.*.bias`, `* but *.bn?`); `re:^enc\\d` and compiled
-    patterns are searched in the name; `first 3` and `last 2` are that many top-level blocks; `A but B, C` is A
-    without B and C; a list is the union.
+    patterns are searched in the name; `first 3` and `last 2` are that many top-level blocks; `A, B` and a list
+    are the union; `A but B, C` is A without B and C.
 
     Attributes:
         text: the selector as the caller wrote it.
@@ -111,7 +111,11 @@ def _parse(part: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     if part.startswith("re:"):
         return (_atom(part),), ()
     wanted, *excluded = re.split(r"\s+but\s+", part.strip())
-    return (_atom(wanted),), tuple(_atom(word) for words in excluded for word in re.split(r"\s*,\s*", words) if word)
+    return _atoms([wanted]), _atoms(excluded)
+
+
+def _atoms(lists: list[str]) -> tuple[Any, ...]:
+    return tuple(_atom(word) for words in lists for word in re.split(r"\s*,\s*", words.strip()) if word)
 
 
 def _atom(word: str) -> Any:

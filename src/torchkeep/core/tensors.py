@@ -249,7 +249,7 @@ class LazyTensor:
         view = frame[index]
         if view._base is not frame:  # advanced indexing copies, so there is no range to compute
             return self.load()[index]
-        return self._view(self.storage_offset + view.storage_offset(), tuple(view.shape), view.stride())
+        return self._view(self.storage_offset + int(view.storage_offset()), tuple(view.shape), view.stride())
 
     def _view(self, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
         """Read the span of a strided view and nothing else. Strides are never negative: the readers check."""
@@ -296,14 +296,14 @@ class Storages:
 
 
 def _to_device(storage: torch.UntypedStorage, device: torch.device | str) -> torch.UntypedStorage:
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
     moved: torch.Tensor = flat.to(device)
     return moved.untyped_storage()
 
 
 def _storage_of(data: Any, itemsize: int) -> torch.UntypedStorage:
     if not len(data):
-        return torch.UntypedStorage(0)
+        return torch.empty(0, dtype=torch.uint8).untyped_storage()
     if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
         data = bytearray(data)
     flat = torch.frombuffer(data, dtype=torch.uint8)

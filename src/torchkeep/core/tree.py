@@ -19,6 +19,15 @@ from .names import name_paths
 from .tensors import LazyTensor
 
 
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT = _Absent()
+"""Stands for a saved object that nobody kept: None is one that can be saved."""
+
+
 @dataclass(frozen=True, slots=True)
 class Global:
     """The name of a class or function in a file. It is only a name: nothing was imported."""
@@ -76,7 +85,10 @@ _MODULE_DICTS = ("_parameters", "_buffers", "_modules")
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A tensor in a tree: the keys that lead to it, its dotted name, and how a module held it (may be empty)."""
+    """A tensor in a tree: the keys that lead to it, its dotted name, and how a module held it.
+
+    The role is `parameter`, `buffer`, `transient` (a buffer that is not persistent), or empty outside of modules.
+    """
 
     path: tuple[str, ...]
     name: str
@@ -124,9 +136,11 @@ def children(node: Any) -> Iterator[tuple[str, Any, str]]:
 
 def _record_children(node: Record) -> Iterator[tuple[str, Any, str]]:
     if node.is_module:
+        passing = node.state.get("_non_persistent_buffers_set")
         for holder, role in zip(_MODULE_DICTS, ("parameter", "buffer", ""), strict=True):
             for key, child, _ in children(node.state[holder]):
-                yield key, child, role
+                transient = role == "buffer" and isinstance(passing, set) and key in passing
+                yield key, child, "transient" if transient else role
         for key, child, _ in children(node.state):
             if key not in _MODULE_DICTS:
                 yield key, child, ""
@@ -355,7 +369,7 @@ def _fill(node: Any, built: dict[int, Any]) -> None:
     def get(part: Any) -> Any:
         return built.get(id(part), part)
 
-    target = built.get(id(node))
+    target: Any = built.get(id(node))
     if isinstance(node, Mapping):
         for key, value in node.items():
             target[get(key)] = get(value)

@@ -92,7 +92,7 @@ def checkpoint_from(file: str, format_name: str, contents: Contents, limits: Lim
 
 def _in_role(leaf: trees.Leaf) -> LazyTensor:
     tensor: LazyTensor = leaf.tensor
-    return tensor.replace(kind="buffer") if leaf.role == "buffer" and tensor.kind == "tensor" else tensor
+    return tensor.replace(kind="buffer") if leaf.role in {"buffer", "transient"} and tensor.kind == "tensor" else tensor
 
 
 def _saved_module(path: str, record: Record) -> SavedModule:

@@ -14,7 +14,7 @@ from ..core.facts import KEY, NO_DIGEST, FileFacts
 from ..core.limits import Limits
 from ..core.source import Source
 from ..core.tensors import LazyTensor, TensorSpec, contiguous_stride, torch_dtype
-from ..core.tree import leaves
+from ..core.tree import ABSENT, leaves
 from ..errors import CorruptCheckpointError, UnsupportedFeatureError
 
 _PLACE = f"metadata {KEY!r}"
@@ -41,10 +41,9 @@ def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> Fil
             place=_PLACE,
             hint="upgrade torchkeep",
         )
-    if (
-        facts.header
-        and blake3(raw_header.replace(facts.header.encode(), NO_DIGEST.encode())).hexdigest() != facts.header
-    ):
+    if facts.kind == "pack":  # the name of a pack is its digest
+        return facts
+    if blake3(raw_header.replace(facts.header.encode(), NO_DIGEST.encode())).hexdigest() != facts.header:
         raise CorruptCheckpointError("changed after it was written", file=file, place="header", hint="use another copy")
     return facts
 
@@ -72,8 +71,8 @@ def with_facts(ckpt: Checkpoint, facts: FileFacts, source: Source, limits: Limit
         for name in sorted(stored, key=lambda name: order.get(name, len(order)))
     }
     tree = _tree(facts, tensors, source.name)
-    found = leaves(tree, limits) if tree is not None else []
-    kind, model_key, candidates = describe_tree(tree, found) if tree is not None else (_kind(facts), "", ())
+    nothing: tuple[str, str, tuple[str, ...]] = ("module" if facts.kind == "module" else "weights", "", ())
+    kind, model_key, candidates = nothing if tree is ABSENT else describe_tree(tree, leaves(tree, limits))
     return Checkpoint(
         ckpt.file,
         ckpt.format,
@@ -103,17 +102,13 @@ def _logical(name: str, tensor: LazyTensor, facts: FileFacts, file: str) -> Lazy
 
 
 def _tree(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Any:
-    if facts.kind != "object" or facts.tree is None:
-        return None
+    if facts.kind != "object" or facts.tree is msgspec.UNSET:
+        return ABSENT
     try:
         return tagged.decode(facts.tree, lambda name: tensors[name])
     except CorruptCheckpointError as error:
         error.file, error.place = file, _PLACE
         raise
-
-
-def _kind(facts: FileFacts) -> str:
-    return "module" if facts.kind == "module" else "weights"
 
 
 def _producer(facts: FileFacts) -> str:

@@ -71,8 +71,8 @@ _HARMLESS = _words(
     torch.device torch.Tensor torch._tensor.Tensor torch._tensor._rebuild_from_type
     torch._tensor._rebuild_from_type_v2 torch.tensor._rebuild_from_type torch.autograd.variable.Variable
     torch.layout torch.memory_format torch.serialization._get_layout
-    torch.nn.backends.thnn._get_thnn_function_backend torch.torch_version.TorchVersion types.SimpleNamespace
-    uuid.UUID
+    torch.nn.backends.thnn._get_thnn_function_backend torch.torch_version.TorchVersion torchkeep.freezing.StayEval
+    types.SimpleNamespace uuid.UUID
     """
 )
 

@@ -134,7 +134,7 @@ class _Machine:
         "stream",
     )
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         data: bytes,
         start: int,

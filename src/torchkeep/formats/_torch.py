@@ -209,7 +209,7 @@ class TensorReader:
                 builders["torch.sparse", name] = builders["torch.cuda.sparse", name] = _refuse("sparse tensors")
         return builders
 
-    def _tensor(  # noqa: PLR0917 - the order is torch's
+    def _tensor(
         self,
         storage: Any,
         offset: Any,
@@ -240,12 +240,12 @@ class TensorReader:
             neg=flags.get("neg") is True,
         )
 
-    def _tensor_v2(  # noqa: PLR0917
+    def _tensor_v2(
         self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, metadata: Any = None
     ) -> LazyTensor:
         return self._tensor(storage, offset, size, stride, grad, None, metadata)
 
-    def _tensor_v3(  # noqa: PLR0917
+    def _tensor_v3(
         self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
     ) -> LazyTensor:
         return self._tensor(storage, offset, size, stride, grad, dtype, metadata)

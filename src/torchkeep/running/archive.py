@@ -34,7 +34,7 @@ Content = tuple[str, str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's bytes lie: a pack and the key in it."""
+    """Where a tensor's bytes lie: a pack, empty for the one that is about to be written, and the key in it."""
 
     pack: str
     key: str
@@ -50,23 +50,22 @@ class PackPlan:
         digests: full name -> BLAKE3, those of tied names left out.
     """
 
-    places: Mapping[str, Place | None]
+    places: Mapping[str, Place]
     new: tuple[str, ...]
     digests: Mapping[str, str]
 
 
 def plan_pack(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], known: Mapping[Content, Place]) -> PackPlan:
     """Decide from digests alone what is new in the run; equal tensors of one save are written once."""
-    places: dict[str, Place | None] = {}
-    first: dict[Content, str] = {}
+    places: dict[str, Place] = {}
+    fresh: dict[Content, Place] = {}
     new = []
     for name, digest in digests.items():
         content = (digest, dtype_name(specs[name].dtype), specs[name].shape)
-        found = known.get(content)
-        if found is None and content not in first:
-            first[content] = name
+        if content not in known and content not in fresh:
+            fresh[content] = Place("", name)
             new.append(name)
-        places[name] = found or (Place("", first[content]) if first[content] != name else None)
+        places[name] = known.get(content) or fresh[content]
     return PackPlan(places, tuple(new), digests)
 
 
@@ -148,15 +147,31 @@ class Archive:
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
         plan = plan_pack(specs, digests, self._index())
         pack, written = self._write_pack({name: own[name] for name in plan.new}, digests) if plan.new else ("", 0)
-        body = _body(tensors, specs, tied, plan, pack, state, step, parent, history, metrics)
-        while True:  # the number may be taken by a damaged manifest that was not listed
-            sequence = max(self.sequences(), default=0) + 1
-            body = msgspec.structs.replace(body, sequence=sequence)
-            manifest = encode_manifest(body)
-            if self._store.put(f"{SNAPSHOTS}{sequence}.json", [manifest], nbytes=len(manifest)):
-                break
+        entries, packs = _entries(tensors, tied, plan, pack)
+        body = Body(
+            version=FORMAT_VERSION,
+            sequence=0,
+            parent=parent,
+            step=step,
+            created=time.time(),
+            packs=packs,
+            entries=entries,
+            state=state,
+            history=history,
+            metrics=metrics,
+            producer=PRODUCER,
+        )
+        body, manifest = self._put_manifest(body)
         self._remember(body)
-        return Committed(body, written + len(manifest), len(plan.new))
+        return Committed(body, written + manifest, len(plan.new))
+
+    def _put_manifest(self, body: Body) -> tuple[Body, int]:
+        """Commit under the next free number; a damaged manifest keeps its own."""
+        while True:
+            body = msgspec.structs.replace(body, sequence=max(self.sequences(), default=0) + 1)
+            data = encode_manifest(body)
+            if self._store.put(f"{SNAPSHOTS}{body.sequence}.json", [data], nbytes=len(data)):
+                return body, len(data)
 
     def _write_pack(self, tensors: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> tuple[str, int]:
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
@@ -254,32 +269,26 @@ def check_marker(data: bytes) -> None:
         raise SaveError(f"{MARKER} names a format that this torchkeep cannot write: {marker}", hint="upgrade torchkeep")
 
 
-def _body(
-    tensors: Mapping[str, torch.Tensor],
-    specs: Mapping[str, TensorSpec],
-    tied: Mapping[str, str],
-    plan: PackPlan,
-    pack: str,
-    state: dict[str, Any],
-    step: int,
-    parent: int,
-    history: HistoryMark,
-    metrics: dict[str, Any],
-) -> Body:
+def _entries(
+    tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str], plan: PackPlan, pack: str
+) -> tuple[list[Entry], list[str]]:
+    """The entries of a manifest, and the packs that they index; `pack` is the one that was just written."""
     packs: dict[str, int] = {}
     entries = []
     for name, tensor in tensors.items():
         origin = tied.get(name, name)
-        spec, index, key, digest = specs[name], -1, "", ""
-        if origin in plan.digests:
-            place = plan.places[origin]
-            ident = place.pack or pack if place else pack
-            held = place.key if place else origin
-            index, digest = packs.setdefault(ident, len(packs)), plan.digests[origin]
-            key = "" if held == name else held
+        place = plan.places.get(origin)  # None for a tensor on the meta device, which has no bytes
         entries.append(
             Entry(
-                name, dtype_name(spec.dtype), spec.shape, digest, index, key, tensor.requires_grad, tied.get(name, ""), str(tensor.device)
+                name=name,
+                dtype=dtype_name(tensor.dtype),
+                shape=tuple(tensor.shape),
+                digest=plan.digests.get(origin, ""),
+                pack=packs.setdefault(place.pack or pack, len(packs)) if place else -1,
+                key="" if place is None or place.key == name else place.key,
+                requires_grad=tensor.requires_grad,
+                tied=tied.get(name, ""),
+                device=str(tensor.device),
             )
-        )  # fmt: skip
-    return Body(FORMAT_VERSION, 0, parent, step, time.time(), list(packs), entries, state, history, metrics, PRODUCER)
+        )
+    return entries, list(packs)

@@ -93,7 +93,7 @@ def _optimizer(captured: Captured, optimizer: Any, names: Mapping[int, str]) -> 
     state = optimizer.state_dict()
     by_group = group_names(optimizer, names)
     numbers: dict[Any, str] = {}
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group, group_of_names in zip(state["param_groups"], by_group, strict=True):
         numbers.update(zip(group["params"], group_of_names, strict=True))
         rest = {key: value for key, value in group.items() if key not in {"params", "param_names"}}

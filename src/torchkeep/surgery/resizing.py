@@ -23,8 +23,8 @@ def resize_head(model: nn.Module, classes: int, *, name: str | None = None) -> C
     Linear(in_features=8, out_features=3, bias=True)
 
     The new layer has the old one's class, place, sizes, bias or none, dtype, device, training mode, requires_grad flags
-    and hooks, and values from torch's own initialiser for such a layer. A head that has this many classes already is left as it is, values too.
-    Do this before making the optimizer, which would go on with the old parameters.
+    and hooks, and values from torch's own initialiser for such a layer. A head that has this many classes already is
+    left as it is, values too. Do this before making the optimizer, which would go on with the old parameters.
 
     Args:
         model: the model; DataParallel and torch.compile are seen through.
