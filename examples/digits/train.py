@@ -1,6 +1,6 @@
 """Fine-tune EfficientNet-Lite0 on handwritten digits, as an ordinary training script that can be stopped at any time.
 
-    python train.py --run runs/digits --epochs 6 --unfreeze-at 4
+    python train.py --run runs/digits --epochs 7 --unfreeze-at 4
 
 ImageNet weights are loaded by name, the head is resized to 10 classes and the stem adapted to one channel. The backbone
 is frozen until `--unfreeze-at`; from then on all of it but the norm layers trains at a lower rate. Start it again after
@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="folder of the run")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--unfreeze-at", type=int, default=4, help="epoch from which more than the head trains")
     parser.add_argument("--size", type=int, default=48, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0)

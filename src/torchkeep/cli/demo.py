@@ -19,7 +19,7 @@ import torchkeep as tk
 
 from .output import AsJson, answer
 
-EPOCHS_FROZEN, EPOCHS_ALL = 4, 6
+EPOCHS_FROZEN, EPOCHS_ALL = 4, 7
 DIE_IN_SAVE = 3
 
 

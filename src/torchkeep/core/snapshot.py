@@ -82,13 +82,14 @@ class RunSummary:
 
     def table(self) -> Table:
         """One row a snapshot."""
-        metrics = list(dict.fromkeys(key for snapshot in self.snapshots for key in snapshot.metrics))[:5]
+        logged = dict.fromkeys(key for snapshot in self.snapshots for key in snapshot.metrics)
+        metrics = [key for key in logged if key not in {"epoch", "step"}][:4]
         rows = tuple(
             (
                 str(one.sequence) + (" best" if self.best and one.sequence == self.best.sequence else ""),
                 str(one.step),
                 str(one.parent or ""),
-                datetime.fromtimestamp(one.created).strftime("%Y-%m-%d %H:%M:%S"),
+                datetime.fromtimestamp(one.created).strftime("%m-%d %H:%M:%S"),
                 human_bytes(one.new_bytes),
                 human_bytes(one.nbytes),
                 *(_number(one.metrics.get(metric)) for metric in metrics),

@@ -46,7 +46,7 @@ def explain(probe: Probe, file: str) -> TorchkeepError:
         return _unknown("is a git-lfs pointer and not the file itself", file, "run `git lfs pull` in its repository")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(rb"<!doctype html|<html|<head|<\?xml", text[:20], re.IGNORECASE):
-        return _unknown("is a web page", file, _DOWNLOAD)
+        return _unknown("is an HTML page and no checkpoint", file, _DOWNLOAD)
     if text[:1] in {b"{", b"["}:
         return _json(text, file)
     if head[:1] == b"\x80" or _TEXT_PICKLE.match(head):

@@ -31,8 +31,9 @@ def render(table: Table) -> RenderableType:
         parts.append(facts)
     if table.rows:
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in table.columns:
-            grid.add_column(Text(column), overflow="fold")
+        for place, column in enumerate(table.columns):
+            text = place in {0, len(table.columns) - 1}  # names and reasons may be long, numbers stay on their line
+            grid.add_column(Text(column), overflow="fold", no_wrap=not text)
         for row in table.rows:
             grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         parts.append(grid)
@@ -41,5 +42,9 @@ def render(table: Table) -> RenderableType:
 
 
 def draw(table: Table) -> None:
-    """Print a table to standard output."""
-    Console(highlight=False).print(render(table))
+    """Print a table to standard output; plain text, whole lines, where that is no terminal."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(render(table))
+    else:
+        print(table)

@@ -1,0 +1,221 @@
+"""The command line: every command, its JSON, its exit codes, and that each is documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import torchkeep as tk
+from models import TinyNet
+from torchkeep import errors
+from torchkeep.cli.app import app, main
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("inspect", "convert", "load", "verify", "runs", "demo")
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torchkeep", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The program in this process: exit code and standard output."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["torchkeep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    model = TinyNet()
+    optimizer = torch.optim.Adam(model.parameters())
+    path = tmp_path / "train.pth"
+    torch.save({"epoch": 1, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    return path
+
+
+def test_inspect_json_is_what_other_programs_rely_on(call: Any, checkpoint: Path) -> None:
+    code, out, _ = call("inspect", checkpoint, "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["format"] == "torch_zip" and answer["kind"] == "training"
+    assert answer["findings"] == [] and answer["model"]["key"] == "state_dict"
+    (conv,) = (tensor for tensor in answer["tensors"] if tensor["name"] == "state_dict.conv.weight")
+    promised = {"dtype": "float32", "shape": [4, 1, 3, 3], "device": "cpu", "requires_grad": False, "nbytes": 144}
+    assert promised.items() <= conv.items()
+    code, out, _ = call("inspect", checkpoint, "--model", "--json")
+    assert {tensor["name"] for tensor in json.loads(out)["tensors"]} == set(TinyNet().state_dict())
+
+
+def test_inspect_findings_have_code_severity_and_message(call: Any, evil: Path) -> None:
+    code, out, _ = call("inspect", evil / "exec_reduce_posix_system.pth", "--json")
+    finding = json.loads(out)["findings"][0]
+    assert code == 0 and finding["severity"] == "danger" and "posix.system" in finding["message"] and finding["code"]
+
+
+def test_inspect_for_people(call: Any, checkpoint: Path) -> None:
+    code, out, _ = call("inspect", checkpoint)
+    assert code == 0
+    for word in ("torch_zip", "training", "state_dict.conv.weight", "float32[4, 1, 3, 3]", "model under"):
+        assert word in out
+
+
+def test_convert_verify_and_load_back(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.safetensors"
+    code, out, _ = call("convert", checkpoint, target)
+    assert code == 0 and "converted" in out
+    code, out, _ = call("verify", target)
+    assert code == 0 and "intact" in out
+    old, new = tk.load(checkpoint), tk.load(target)
+    assert new["epoch"] == 1 and torch.equal(new["state_dict"]["conv.weight"], old["state_dict"]["conv.weight"])
+    assert new["optimizer"]["param_groups"] == old["optimizer"]["param_groups"]
+    code, _, _ = call("convert", checkpoint, target, "--model")
+    assert set(tk.open(target)) == set(TinyNet().state_dict())
+    code, _, err = call("convert", checkpoint, tmp_path / "out.pth")
+    assert code == errors.SaveError.exit_code and ".safetensors" in err
+    code, _, err = call("convert", target, target)
+    assert code == errors.SaveError.exit_code and "being converted" in err
+
+
+def test_verify_exit_codes(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    assert call("verify", checkpoint)[0] == 0
+    data = bytearray(checkpoint.read_bytes())
+    storage = tk.open(checkpoint)["state_dict.conv.weight"].storage
+    assert storage is not None and storage.offset is not None
+    data[storage.offset + 5] ^= 1
+    (tmp_path / "bad.pth").write_bytes(data)
+    code, out, _ = call("verify", tmp_path / "bad.pth", "--json")
+    assert code == 70 and not json.loads(out)["ok"]
+    legacy = tmp_path / "legacy.pth"
+    torch.save({"a": torch.ones(2)}, legacy, _use_new_zipfile_serialization=False)
+    code, out, _ = call("verify", legacy)
+    assert code == 71 and "cannot be verified" in out
+    with tk.Run(tmp_path / "run") as the_run:
+        the_run.save(0, model=TinyNet())
+    assert call("verify", tmp_path / "run")[0] == 0
+    (pack,) = (tmp_path / "run" / "packs").iterdir()
+    broken = bytearray(pack.read_bytes())
+    broken[-1] ^= 1
+    pack.write_bytes(broken)
+    assert call("verify", tmp_path / "run")[0] == 70
+
+
+def test_load_plans_and_loads(call: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factory = f"{ROOT / 'tests' / 'models.py'}:TinyNet"
+    code, out, _ = call("load", checkpoint, "--into", factory, "--dry-run", "--json")
+    answer = json.loads(out)
+    assert code == 0 and not answer["applied"] and answer["coverage"] == 1.0
+    code, out, _ = call("load", checkpoint, "--into", factory, "--out", tmp_path / "m.safetensors")
+    assert code == 0 and "copied" in out and tk.verify(tmp_path / "m.safetensors").ok
+    other = tmp_path / "other.pth"
+    state = TinyNet(classes=7).state_dict()
+    torch.save(state, other)
+    code, out, _ = call("load", other, "--into", factory, "--dry-run", "--json")
+    answer = json.loads(out)
+    assert code == 21 and answer["report"]["mismatched"] == ["head.weight", "head.bias"]
+    assert call("load", other, "--into", factory, "--allow", "head.*")[0] == 0
+    torch.save({f"student.{name}": tensor for name, tensor in TinyNet().state_dict().items()}, other)
+    assert call("load", other, "--into", factory, "--strip", "student.")[0] == 0
+    for wrong in ("models", "nothing.there:Net", f"{ROOT / 'tests' / 'models.py'}:Nope"):
+        assert call("load", other, "--into", wrong)[0] == 2
+
+
+def test_runs_lists_one_run_or_a_folder_of_them(call: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with tk.Run(tmp_path / name) as the_run:
+            the_run.log(val_loss=0.5)
+            the_run.save(3, model=TinyNet())
+    code, out, _ = call("runs", tmp_path / "a", "--json")
+    (only,) = json.loads(out)["runs"]
+    assert code == 0 and only["snapshots"][0]["step"] == 3 and only["best"] == 1
+    code, out, _ = call("runs", tmp_path)
+    assert code == 0 and out.count("1 best") == 2
+    assert call("runs", tmp_path / "a" / "packs")[0] == errors.LoadError.exit_code
+    (tmp_path / "a" / "snapshots" / "1.json").write_bytes(b"{}")
+    assert "damaged: snapshot 1" in call("runs", tmp_path / "a")[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (None, 11, "no such file"),
+        (b"", 12, "empty"),
+        (b"<!DOCTYPE html><html>", 12, "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", 12, "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), 15, "HDF5"),
+        (b"\x1f\x8b\x08" + bytes(40), 15, "gzip"),
+        (b"PK\3\4" + bytes(100), 13, "truncated"),
+    ],
+)
+def test_errors_name_the_file_and_have_a_code_each(
+    call: Any, tmp_path: Path, content: bytes | None, code: int, words: str
+) -> None:
+    path = tmp_path / "x.pth"
+    if content is not None:
+        path.write_bytes(content)
+    got, out, err = call("inspect", path)
+    assert (got, out) == (code, "") and words in err and str(path) in err
+    got, out, err = call("inspect", path, "--json")
+    answer = json.loads(out)
+    assert got == code == answer["exit_code"] and answer["file"] == str(path) and words in json.dumps(answer)
+
+
+def test_a_folder_is_named_and_not_read(call: Any, tmp_path: Path) -> None:
+    code, _, err = call("inspect", tmp_path)
+    assert code == 15 and "is a folder" in err
+
+
+def test_every_error_class_has_a_code_of_its_own_in_the_docs() -> None:
+    classes = [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.TorchkeepError)
+    ]
+    codes = [cls.exit_code for cls in classes]
+    assert len(set(codes)) == len(codes)
+    table = (ROOT / "docs" / "cli.md").read_text()
+    tree = errors.__doc__ or ""
+    for cls in classes:
+        assert f"| {cls.exit_code} | `{cls.__name__}`" in table, cls.__name__
+        assert cls.__name__ in tree
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json_and_is_documented(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0 and "--json" in result.output
+    assert f"## torchkeep {command}" in (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_it_runs_as_a_module_and_names_every_command(tmp_path: Path) -> None:
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0 and all(command in result.stdout for command in COMMANDS)
+    assert run("--version", cwd=tmp_path).stdout == f"torchkeep {tk.__version__}\n"
+    missing = run("inspect", "nope.pth", cwd=tmp_path)
+    assert missing.returncode == 11 and "nope.pth" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_a_closed_pipe_is_no_error(checkpoint: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "torchkeep", "inspect", str(checkpoint)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert b"Traceback" not in result.stderr

@@ -1,0 +1,111 @@
+"""Verify: exits clean only when every byte of a run is as it was written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import torchkeep as tk
+from models import OPTIMIZERS, TinyNet, state_bits, train_epoch
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = TinyNet()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with tk.Run(tmp_path / "run") as run:
+        for epoch in range(3):
+            loss = train_epoch(model, optimizer)
+            run.log(epoch=epoch, val_loss=loss)
+            run.save(epoch, model=model, optimizer=optimizer)
+    return tmp_path / "run"
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+
+
+def flips(folder: Path, count: int, seed: int) -> None:
+    """Each flipped bit, wherever in the run, is found by verify; none is loaded silently by resume."""
+    files = parts(folder)
+    sizes = np.array([path.stat().st_size for path in files])
+    generator = np.random.default_rng(seed)
+    good = {sequence: _restored(folder, sequence) for sequence in (1, 2, 3)}
+    for number in range(count):
+        # Half of the flips by size, half evenly over the files, so that small manifests are hit too.
+        weights = sizes / sizes.sum() if number % 2 else np.full(len(files), 1 / len(files))
+        path = files[int(generator.choice(len(files), p=weights))]
+        data = path.read_bytes()
+        place, bit = int(generator.integers(len(data))), int(generator.integers(8))
+        broken = bytearray(data)
+        broken[place] ^= 1 << bit
+        path.write_bytes(broken)
+        assert not tk.verify(folder).ok, f"bit {bit} of byte {place} of {path.name}"
+        copy = folder.with_name("copy")
+        shutil.copytree(folder, copy)
+        try:
+            sequence, state = _resumed(copy)
+            assert state == good[sequence], f"bit {bit} of byte {place} of {path.name} was loaded"
+        except tk.errors.TorchkeepError:
+            pass
+        shutil.rmtree(copy)
+        path.write_bytes(data)
+    assert tk.verify(folder).ok
+
+
+def _restored(folder: Path, sequence: int) -> list[tuple[str, bytes]]:
+    copy = folder.with_name(f"good{sequence}")
+    shutil.copytree(folder, copy)
+    return _resumed(copy, sequence)[1]
+
+
+def _resumed(folder: Path, sequence: int | None = None) -> tuple[int, list[tuple[str, bytes]]]:
+    model = TinyNet()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with tk.Run(folder) as run:
+        run.resume(model=model, optimizer=optimizer, snapshot=sequence)
+        assert run.last_resume is not None
+        return run.last_resume.sequence, state_bits(model, optimizer)
+
+
+def test_random_bit_flips_are_found_and_never_loaded(run_folder: Path) -> None:
+    flips(run_folder, 60, seed=1)
+
+
+def test_what_is_missing_is_named(run_folder: Path) -> None:
+    assert tk.verify(run_folder).ok
+    packs = sorted((run_folder / "packs").iterdir(), key=lambda path: path.stat().st_mtime)
+    packs[0].unlink()
+    report = tk.verify(run_folder)
+    assert not report.ok
+    assert {damage.what for damage in report.damaged} == {"snapshot 1", "snapshot 2", "snapshot 3"}
+    assert "is missing" in str(report)
+
+
+def test_a_pack_of_an_unfinished_save_is_a_note_and_no_damage(run_folder: Path) -> None:
+    (run_folder / "snapshots" / "3.json").unlink()
+    (run_folder / "tags" / "best.json").unlink(missing_ok=True)
+    report = tk.verify(run_folder)
+    assert report.ok and any("belongs to no intact snapshot" in note for note in report.notes)
+
+
+def test_progress_reaches_the_end(run_folder: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    tk.verify(run_folder, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    target = tmp_path / "m.safetensors"
+    source = tmp_path / "m.pth"
+    torch.save(TinyNet().state_dict(), source)
+    seen.clear()
+    tk.convert(source, target, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (target.stat().st_size, target.stat().st_size)
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(tk.errors.LoadError, match="neither a run nor a file"):
+        tk.verify(tmp_path)
