@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests may use: the corpus of real and of hostile files, and a way to open them."""
+"""Fixtures that every room's tests may use: the corpus of real and of hostile files."""
 
 from __future__ import annotations
 
@@ -7,26 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchkeep.core.checkpoint import Checkpoint
-from torchkeep.core.limits import Limits
-from torchkeep.core.registry import make_part
-from torchkeep.core.source import PROBE_BYTES, Probe
-from torchkeep.engines.mapped import MappedSource
-from torchkeep.formats import FORMATS
-from torchkeep.formats.foreign import explain
-
 DATA = Path(__file__).parent / "data"
-
-
-def open_file(path: str | Path) -> Checkpoint:
-    """Open a checkpoint of any format, as the public function does."""
-    source = MappedSource(path)
-    probe = Probe(bytes(source.read(0, min(source.size, PROBE_BYTES))), source.size)
-    for name in FORMATS:
-        reader = make_part(FORMATS, name, "format")
-        if reader.sniff(probe):
-            return reader.open(source, Limits())
-    raise explain(probe, source.name)
 
 
 def _unpacked(name: str, folder: Path) -> Path:

@@ -31,6 +31,7 @@ from .formats.layout import Layout, lay_out, without_code
 from .inspecting import inspect
 
 _HASHES_AHEAD = 4
+_HASHED_INLINE = 1 << 18  # handing less than this to another thread costs more than hashing it
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -212,7 +213,10 @@ def _pieces(plan: Layout, contents: Contents, pool: ThreadPoolExecutor, digests:
     yield plan.header
     for name in plan.order:
         data = bytes_of(contents.tensors[name])
-        hashing.append((name, pool.submit(digest_bytes, data)))
+        if len(data) < _HASHED_INLINE:
+            digests[name] = digest_bytes(data)
+        else:
+            hashing.append((name, pool.submit(digest_bytes, data)))
         if len(hashing) > _HASHES_AHEAD:
             done, future = hashing.popleft()
             digests[done] = future.result()

@@ -244,7 +244,7 @@ def test_a_dtype_without_a_torch_type_is_named() -> None:
     ("head", "error", "said"),
     [
         (b"", UnknownFormatError, "empty"),
-        (b"<!DOCTYPE html><html>", UnknownFormatError, "web page"),
+        (b"<!DOCTYPE html><html>", UnknownFormatError, "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", UnknownFormatError, "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n", UnsupportedFeatureError, "HDF5"),
         (b"\x1f\x8b\x08", UnsupportedFeatureError, "gunzip"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import open_file
+import torchkeep as tk
 from torchkeep.core.checkpoint import Checkpoint
 from torchkeep.core.names import name_paths
 from torchkeep.core.tensors import LazyTensor
@@ -143,7 +143,7 @@ def test_every_file_agrees_or_is_refused(checkpoints: Path, capsys: Any) -> None
         sidecar = sidecar_of(path)
         label = "/".join(path.parts[-2:])
         try:
-            ckpt = open_file(path)
+            ckpt = tk.open(path)
         except UnsupportedFeatureError as error:
             counts["refused"] += 1
             if is_readable(path, sidecar) or "torchkeep" not in str(error):

@@ -19,7 +19,7 @@ SECONDS, MEGABYTES = 5.0, 500.0
 # Reads each sample by its sniffed format and by every other format, loads what it can, and reports as JSON lines.
 PROBE = """
 import json, resource, sys, time
-from conftest import open_file
+import torchkeep as tk
 from torchkeep.core.limits import Limits
 from torchkeep.core.registry import make_part
 from torchkeep.engines.mapped import MappedSource
@@ -44,7 +44,7 @@ def read_all(ckpt):
 
 for path in sys.argv[1:]:
     start, before = time.perf_counter(), peak()
-    ckpt, error = attempt(lambda: open_file(path))
+    ckpt, error = attempt(lambda: tk.open(path))
     report = {
         "file": path, "error": type(error).__name__ if error else "",
         "family": [c.__name__ for c in type(error).__mro__],
@@ -70,7 +70,7 @@ NOT_OPENED = {  # kinds of file that are refused whole, so that no name in them 
 }
 NOTHING_TO_RUN = {"legacy_module_source_pid.pth"}  # only text, kept as text
 NAMED = {
-    "html_error_page.pth": "web page",
+    "html_error_page.pth": "HTML page",
     "git_lfs_pointer.pth": "git lfs pull",
     "seven_zip.pth": "7z",
     "gguf.bin": "GGUF",

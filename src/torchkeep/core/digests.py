@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +26,15 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
         kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
         raise UnsavableError(f"a {kind} tensor cannot be written yet", hint="save tensor.to_dense() or its parts")
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    plain = tensor
+    if tensor.is_conj() or tensor.is_neg() or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     if not plain.numel():
         return memoryview(b"")
-    flat = torch.empty(0, dtype=torch.uint8).set_(
-        plain.untyped_storage(), plain.storage_offset() * plain.element_size(), (plain.nbytes,), (1,)
-    )
-    return memoryview(flat.numpy())  # type: ignore[arg-type]
+    # A view by address costs a tenth of the torch calls that would say the same, which counts with 20,000 tensors.
+    array = (ctypes.c_ubyte * plain.nbytes).from_address(plain.data_ptr())
+    array.owner = plain  # type: ignore[attr-defined] # keeps the memory as long as the view
+    return memoryview(array).cast("B")
 
 
 def digest_bytes(data: Any) -> str:

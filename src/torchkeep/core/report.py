@@ -128,9 +128,9 @@ class LoadReport:
                     ", ".join(rules + casts),
                 )
             )
-        reasons = {mismatch.target: mismatch.reason for mismatch in self.mismatches}
-        for text, members in fold(self.mismatched):
-            rows.append((text, "MISMATCHED", str(len(members)), "", reasons[members[0]]))
+        for reason in dict.fromkeys(mismatch.reason for mismatch in self.mismatches):
+            for text, members in fold(one.target for one in self.mismatches if one.reason == reason):
+                rows.append((text, "MISMATCHED", str(len(members)), "", reason))
         for text, members in fold(self.missing):
             size = sum(self.plan.target[name].numel for name in members)
             rows.append((text, "MISSING", str(len(members)), human_count(size), "the source does not have it"))

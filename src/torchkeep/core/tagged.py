@@ -22,7 +22,9 @@ from .tree import Global, Record, as_tensor, key_text
 
 _FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (list, dict, int, float, str, set, tuple)}
 _SAFE_INT = 1 << 53
-_DEPTH = 400
+_DEPTH = 150  # well inside Python's own limit: a level costs four calls
+_NODES = 10_000_000
+_REVISITS = 100_000  # a container written again for each way to reach it: forty levels of two are a trillion
 
 Json = Any
 TensorName = Callable[[tuple[str, ...], Any], str]
@@ -46,7 +48,8 @@ class _Encoder:
     def __init__(self, tensor_name: TensorName | None) -> None:
         self._tensor_name = tensor_name
         self._open: set[int] = set()
-        self._nodes = 0
+        self._seen: set[int] = set()
+        self._nodes = self._revisits = 0
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Json:
         self._nodes += 1
@@ -55,8 +58,10 @@ class _Encoder:
             return plain
         if id(value) in self._open:
             raise _unsavable(value, path, "contains itself", "break the cycle before saving")
-        if len(path) > _DEPTH or self._nodes > 10_000_000:
-            raise _unsavable(value, path, "is nested too deeply or too often", "flatten it before saving")
+        self._revisits += id(value) in self._seen
+        if len(path) > _DEPTH or self._nodes > _NODES or self._revisits > _REVISITS:
+            raise _unsavable(value, path, "is nested too deeply or shared too often", "flatten it before saving")
+        self._seen.add(id(value))
         self._open.add(id(value))
         try:
             return self._container(value, path)

