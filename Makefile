@@ -24,11 +24,11 @@ check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## save and open beside torch.save, torch.load and safetensors; prints a table
-	$(BIN)/python benchmarks/save_and_open.py
+bench: $(STAMP)  ## save and open beside torch.save, torch.load and safetensors; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/save_and_open.py --write docs/benchmarks.md
 
-prove: $(STAMP)  ## the long proofs; writes the tables in docs/proofs
-	$(BIN)/python -m pytest tests/prove -m prove --override-ini addopts=-ra
+prove: $(STAMP)  ## the long proofs; writes docs/proofs.md
+	$(BIN)/python tests/prove.py
 
 docs: $(STAMP)   ## run every example in README and docs
 	$(BIN)/python -m pytest tests/test_docs.py

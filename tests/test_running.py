@@ -505,9 +505,10 @@ def _save_forever(folder: str) -> None:
             run.save(step)
 
 
-def kill_at_random(folder: Path, kills: int) -> None:
+def kill_at_random(folder: Path, kills: int, seed: int = 0) -> None:
     """Kill a loop that saves constantly, again and again; what resumes is always one whole step."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # each child starts from a server that has torch loaded
+    context.set_forkserver_preload(["torchkeep", "models"])
     newest = -1
     for kill in range(kills):
         child = context.Process(target=_save_forever, args=(str(folder),))
@@ -516,7 +517,7 @@ def kill_at_random(folder: Path, kills: int) -> None:
         while not any(int(path.stem) > before + 1 for path in folder.glob("snapshots/*.json")):
             child.join(0.005)
             assert child.is_alive()
-        child.join(random.Random(kill).random() * 0.05)
+        child.join(random.Random(1000 * seed + kill).random() * 0.05)
         child.kill()
         child.join()
         committed = max(int(path.stem) for path in folder.glob("snapshots/*.json"))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,7 +26,17 @@ _NAME_BYTES = 1 << 16
 
 
 class TruncatedStreamError(CorruptCheckpointError):
-    """The stream ended before its STOP opcode."""
+    """The stream ended before its STOP opcode. A reader that has more bytes goes on; callers never see this class."""
+
+
+@contextmanager
+def truncation_is_corruption() -> Iterator[None]:
+    """Turn what is left of TruncatedStreamError into the public error; usable as a decorator."""
+    try:
+        yield
+    except TruncatedStreamError as error:
+        public = CorruptCheckpointError(error.message, file=error.file, place=error.place, hint=error.hint)
+        raise public from None
 
 
 @dataclass(slots=True)

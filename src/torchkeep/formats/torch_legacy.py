@@ -18,7 +18,7 @@ from ..core.tree import Global
 from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
-from ._pickle import Dialect, TruncatedStreamError, Unpickled, Use, unpickle
+from ._pickle import Dialect, TruncatedStreamError, Unpickled, Use, truncation_is_corruption, unpickle
 from ._torch import TensorReader, with_dangers
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -39,6 +39,7 @@ class TorchLegacy:
         return any(form in start for form in _MAGIC_FORMS) and start[:1] in {b"\x80", b"L"}
 
     @collector_paused()
+    @truncation_is_corruption()
     def open(self, source: Source, limits: Limits) -> Checkpoint:
         """Read the five pickles and find the storages, without reading them.
 

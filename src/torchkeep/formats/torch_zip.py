@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
-from ._pickle import Use, unpickle
+from ._pickle import Use, truncation_is_corruption, unpickle
 from ._torch import TensorReader, with_dangers
 from ._zip import STORED, Archive, Entry, check_crcs, checksum_holds, read_archive
 
@@ -47,6 +47,7 @@ class TorchZip:
         return probe.head[:4] in {b"PK\3\4", b"PK\5\6"}
 
     @collector_paused()
+    @truncation_is_corruption()
     def open(self, source: Source, limits: Limits) -> Checkpoint:
         """Read the directory and the pickle, and none of the storages.
 
