@@ -35,9 +35,9 @@ def convert(
     path = Path(target)
     if path.suffix != ".safetensors":
         raise SaveError(f"{path} has another ending than .safetensors", hint="only safetensors is written so far")
+    ckpt = open_checkpoint(source)
     if path.exists() and path.samefile(source):
         raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
-    ckpt = open_checkpoint(source)
     if model_only:
         ckpt = ckpt.model
     contents, notes = _contents(ckpt, model_only)
@@ -45,6 +45,12 @@ def convert(
 
 
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
+    if ckpt.facts is not None and ckpt.facts.kind == "module":
+        kinds = {name: tensor.kind for name, tensor in ckpt.items()}
+        facts = ckpt.facts
+        return contents_of(
+            ckpt.tensors, kinds, kind="module", tree=facts.tree, module=facts.module, metadata=ckpt.metadata
+        ), ()
     if ckpt.tree is not ABSENT and not model_only:
         try:
             return of_object(ckpt.tree, metadata=ckpt.metadata), ()

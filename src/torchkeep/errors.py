@@ -27,6 +27,9 @@ Every class has an `exit_code`, which the command line uses; docs/cli.md has the
 
 from __future__ import annotations
 
+import errno
+import shutil
+from pathlib import Path
 from typing import Any
 
 
@@ -192,6 +195,21 @@ class NoSpaceError(SaveError, OSError):
         super().__init__(message, hint=hint)
         self.needed = needed
         self.free = free
+
+
+def save_error(error: OSError, path: Path, needed: int = 0) -> SaveError:
+    """The error that says what an OSError means for a save: a full disk, a missing folder, or what the system says."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        return NoSpaceError(
+            f"{path} needs {needed:,} bytes and {free:,} are free; nothing was changed",
+            needed=needed,
+            free=free,
+            hint="free some space, or save elsewhere",
+        )
+    if isinstance(error, FileNotFoundError) and not path.parent.exists():
+        return SaveError(f"{path} cannot be written: there is no folder {path.parent}", hint="make the folder first")
+    return SaveError(f"{path} cannot be written: {error.strerror or error}", hint="check the path and its permissions")
 
 
 class StoreError(TorchkeepError):

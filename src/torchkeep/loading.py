@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from .core import tagged
+from .core import tree as trees
 from .core.checkpoint import Checkpoint
-from .core.live import spec_of, state_of, tied_names, unwrapped
+from .core.digests import tensor_bytes
+from .core.live import (
+    AnyTensor,
+    is_extra_state,
+    live_tensors,
+    set_extra_state,
+    spec_of,
+    state_of,
+    tied_names,
+    unwrapped,
+)
 from .core.plan import LoadPlan, Rule, make_plan
 from .core.registry import make_part
 from .core.report import LoadReport
 from .core.table import shorten
-from .core.tensors import LazyTensor
+from .core.tensors import LazyTensor, TensorSpec
 from .errors import IncompatibleCheckpointError, LoadError, PartialLoadError
 from .opening import open_checkpoint
 from .rules import DEFAULT_RULES, RULES
+from .rules.prefixes import suggest
 
-Weights = Mapping[str, Any]
+# Stands in a plan for what is no tensor: the extra state of a module, which has a name and no elements.
+_EXTRA = TensorSpec(torch.uint8, (0,))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where values come from: tensors and extra state by name, and what to call the whole."""
+
+    title: str
+    tensors: Mapping[str, AnyTensor]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        return {name: spec_of(tensor) for name, tensor in self.tensors.items()} | dict.fromkeys(self.extra, _EXTRA)
 
 
 def plan_load(model: nn.Module, source: Any, *, rules: Iterable[str | Rule] | None = None) -> LoadReport:
@@ -28,9 +57,8 @@ def plan_load(model: nn.Module, source: Any, *, rules: Iterable[str | Rule] | No
 
     Args and errors are those of `load_into`; whatever does not fit is only reported.
     """
-    weights, name = _weights(source)
-    plan = _plan(model, weights, rules)
-    return LoadReport(name, plan)
+    weights = _weights_of(source)
+    return LoadReport(weights.title, _plan(model, weights, rules))
 
 
 def load_into(
@@ -58,73 +86,141 @@ def load_into(
     Raises:
         IncompatibleCheckpointError: something would stay unloaded; `.report` has all of it. The model is untouched.
         AmbiguousMatchError: two prefixes fit equally well.
+        LoadError: there are no weights in `source`, or the model cannot be loaded into.
         PartialLoadError: copying failed half way; `.applied` names what was copied.
     """
-    weights, name = _weights(source)
+    weights = _weights_of(source)
     plan = _plan(model, weights, rules)
-    report = LoadReport(name, plan)
-    report.check(allow)
-    _check_tied(plan, weights, name)
+    report = LoadReport(weights.title, plan)
+    try:
+        report.check(allow)
+    except IncompatibleCheckpointError as error:
+        error.hint = _better_hint(report, weights) or error.hint
+        raise
+    _check_tied(report, weights)
+    _check_casts(report, weights)
     _place(unwrapped(model), plan, device)
-    live, _ = state_of(model)
-    _copy(plan, weights, live)
-    return LoadReport(name, plan, applied=True)
+    _copy(plan, weights, model)
+    return replace(report, applied=True, notes=_left_on_meta(model))
 
 
-def _weights(source: Any) -> tuple[Weights, str]:
+def _weights_of(source: Any) -> _Weights:
     if isinstance(source, (str, os.PathLike)):
         source = open_checkpoint(source)
     if isinstance(source, Checkpoint):
-        return source.model, str(source.file)
-    if isinstance(source, nn.Module):
-        return state_of(source)[0], f"a {type(unwrapped(source)).__name__}"
-    if not isinstance(source, Mapping):
+        weights = _of_checkpoint(source)
+    elif isinstance(source, nn.Module):
+        weights = _Weights(f"a {type(unwrapped(source)).__name__}", *state_of(source))
+    elif isinstance(source, Mapping):
+        weights = _of_state_dict(source)
+    else:
         raise LoadError(
             f"weights cannot be taken from a {type(source).__name__}",
             hint="pass a path, a Checkpoint, a state dict or a module",
         )
-    odd = [str(key) for key, value in source.items() if not isinstance(value, (torch.Tensor, LazyTensor))]
+    for name, tensor in weights.tensors.items():
+        plain = isinstance(tensor, LazyTensor) or (tensor.layout is torch.strided and not tensor.is_quantized)
+        if not plain or str(tensor.device) == "meta":
+            what = "is on the meta device and has no values" if plain else "is sparse or quantized"
+            raise LoadError(f"{name!r} of {weights.title} {what}", hint="load it where it has dense values")
+    return weights
+
+
+def _of_checkpoint(ckpt: Checkpoint) -> _Weights:
+    """The model's weights, and its extra state: beside them in a state dict, or in the facts of a saved model."""
+    model = ckpt.model
+    tensors: dict[str, AnyTensor] = {name: lazy for name, lazy in model.items() if not is_extra_state(name)}
+    beside: Any = model.tree if isinstance(model.tree, Mapping) else {}
+    if ckpt.facts is not None and ckpt.facts.kind == "module" and isinstance(ckpt.facts.tree, Mapping):
+        beside = tagged.decode(ckpt.facts.tree, lambda name: ckpt[name])
+    extra = {name: _own(value) for name, value in beside.items() if isinstance(name, str) and is_extra_state(name)}
+    inside = tuple(f"{name}." for name in extra)
+    tensors = {name: lazy for name, lazy in tensors.items() if not (inside and name.startswith(inside))}
+    return _Weights(str(ckpt.file), tensors, extra)
+
+
+def _own(value: Any) -> Any:
+    """A value of a checkpoint with tensors of its own in it."""
+    return trees.rebuild(value, lambda lazy: lazy.load().clone())
+
+
+def _of_state_dict(state: Mapping[Any, Any]) -> _Weights:
+    extra = {name: value for name, value in state.items() if isinstance(name, str) and is_extra_state(name)}
+    tensors = {name: value for name, value in state.items() if name not in extra}
+    odd = [str(key) for key, value in tensors.items() if not isinstance(value, (torch.Tensor, LazyTensor))]
     if odd:
         raise LoadError(
             f"the dict holds values that are no tensors: {shorten(odd, 4)}",
             hint="pass the state dict inside it, such as checkpoint['state_dict'], or its path: tk.load_into finds it",
         )
-    return source, "a state dict"
+    return _Weights("a state dict", tensors, extra)
 
 
-def _plan(model: nn.Module, weights: Weights, rules: Iterable[str | Rule] | None) -> LoadPlan:
-    live, _ = state_of(model)
+def _plan(model: nn.Module, weights: _Weights, rules: Iterable[str | Rule] | None) -> LoadPlan:
+    live, extra = state_of(model)
+    lazy = [name for name, tensor in live.items() if is_lazy(tensor)]
+    if lazy:
+        raise LoadError(f"{shorten(lazy, 3)} of the model have no shape yet", hint="run one batch through the model")
+    unreachable = sorted(live.keys() - live_tensors(unwrapped(model)).keys())
+    if unreachable:
+        raise LoadError(
+            f"{shorten(unreachable, 3)} of its state dict are no parameters or buffers of the model: a hook makes them",
+            hint="load with the model's own load_state_dict",
+        )
     chosen: list[Rule] = [make_part(RULES, rule, "rule") for rule in (DEFAULT_RULES if rules is None else rules)]
-    target = {name: spec_of(tensor) for name, tensor in live.items()}
-    source = {name: spec_of(tensor) for name, tensor in weights.items()}
-    return make_plan(target, source, chosen, tied_names(live))
+    target = {name: spec_of(tensor) for name, tensor in live.items()} | dict.fromkeys(extra, _EXTRA)
+    return make_plan(target, weights.specs, chosen, tied_names(live))
 
 
-def _check_tied(plan: LoadPlan, weights: Weights, name: str) -> None:
+def _better_hint(report: LoadReport, weights: _Weights) -> str:
+    """The prefix that would pair what is left over, where there is one: it is proposed and never taken by itself."""
+    plan, specs = report.plan, weights.specs
+    rule = suggest({name: plan.target[name] for name in plan.missing}, {name: specs[name] for name in plan.unexpected})
+    return f"if these are meant, {rule} pairs more names: rules=['exact', tk.{rule}]" if rule else ""
+
+
+def _check_tied(report: LoadReport, weights: _Weights) -> None:
     """Names of one tensor in the model must not get different values: the last would win silently."""
     groups: dict[str, list[str]] = {}
-    for move in plan.moves:
-        groups.setdefault(plan.tied.get(move.target, move.target), []).append(move.source)
+    for move in report.moves:
+        if move.source in weights.tensors:
+            groups.setdefault(report.plan.tied.get(move.target, move.target), []).append(move.source)
     for target, sources in groups.items():
-        first = weights[sources[0]]
         for other in sources[1:]:
-            if not _same(first, weights[other]):
+            if not _same(weights.tensors[sources[0]], weights.tensors[other]):
                 raise IncompatibleCheckpointError(
-                    f"{sources[0]} and {other} of {name} differ, and the model ties them to one tensor, {target}",
-                    report=LoadReport(name, plan),
+                    f"{sources[0]} and {other} of {weights.title} differ, and the model ties them to one, {target}",
+                    report=report,
                     hint="untie them in the model, or take one of the two out of the source",
                 )
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: AnyTensor, b: AnyTensor) -> bool:
+    """Bit for bit, so that a NaN equals itself."""
     if isinstance(a, LazyTensor) and isinstance(b, LazyTensor) and a.identity == b.identity:
         return True
-    return torch.equal(_value(a), _value(b))
+    return spec_of(a) == spec_of(b) and tensor_bytes(_value(a)) == tensor_bytes(_value(b))
 
 
-def _value(tensor: Any) -> torch.Tensor:
-    value: torch.Tensor = tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach()
-    return value
+def _check_casts(report: LoadReport, weights: _Weights) -> None:
+    """A cast may round, but a finite value must not become infinite in the model."""
+    for move in report.moves:
+        to = move.spec.dtype
+        if not move.cast_from or not to.is_floating_point:
+            continue
+        value = _value(weights.tensors[move.source])
+        if value.is_floating_point() and torch.finfo(to).max < torch.finfo(value.dtype).max:
+            lost = value.isfinite() & ~value.to(to).isfinite()
+            if bool(lost.any()):
+                raise IncompatibleCheckpointError(
+                    f"{int(lost.sum())} values of {move.source} are too large for {to}",
+                    report=report,
+                    hint="load into a model of the source's dtype and convert it knowingly",
+                )
+
+
+def _value(tensor: AnyTensor) -> torch.Tensor:
+    return tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach()
 
 
 def _place(model: nn.Module, plan: LoadPlan, device: torch.device | str | None) -> None:
@@ -140,20 +236,23 @@ def _place(model: nn.Module, plan: LoadPlan, device: torch.device | str | None) 
                     continue
                 if canonical not in made:
                     empty = torch.empty_like(tensor, device=device or "cpu")
-                    made[canonical] = (
-                        nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-                    )
+                    parameter = isinstance(tensor, nn.Parameter)
+                    made[canonical] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
                 held[key] = made[canonical]
     if device is not None:
         model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
 
 
-def _copy(plan: LoadPlan, weights: Weights, live: Mapping[str, torch.Tensor]) -> None:
+def _copy(plan: LoadPlan, weights: _Weights, model: nn.Module) -> None:
+    live = live_tensors(unwrapped(model))
     applied: list[str] = []
     try:
         with torch.no_grad():
             for move in plan.moves:
-                live[move.target].copy_(_value(weights[move.source]))
+                if move.source in weights.extra:
+                    set_extra_state(model, move.target, weights.extra[move.source])
+                else:
+                    live[move.target].copy_(_value(weights.tensors[move.source]))
                 applied.append(move.target)
     except Exception as error:
         raise PartialLoadError(
@@ -161,3 +260,8 @@ def _copy(plan: LoadPlan, weights: Weights, live: Mapping[str, torch.Tensor]) ->
             applied=tuple(applied),
             hint="the model holds old and new values: make it anew before going on",
         ) from error
+
+
+def _left_on_meta(model: nn.Module) -> tuple[str, ...]:
+    left = [name for name, tensor in live_tensors(unwrapped(model)).items() if tensor.device.type == "meta"]
+    return (f"still on the meta device, without values: {shorten(left)}",) if left else ()

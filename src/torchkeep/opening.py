@@ -107,7 +107,13 @@ def check_digests(ckpt: Checkpoint) -> None:
         raise CorruptCheckpointError(f"{listed} changed after it was written", file=ckpt.file)
 
 
-def load(path: PathLike | Source, *, device: torch.device | str | None = None, limits: Limits | None = None) -> Any:
+def load(
+    path: PathLike | Source,
+    *,
+    device: torch.device | str | None = None,
+    mmap: bool = False,
+    limits: Limits | None = None,
+) -> Any:
     """Load the whole saved object: what `torch.load` gives, without running code from the file.
 
     Tensors that shared memory share it again. Plain values come back as they were; objects of other classes are
@@ -116,10 +122,12 @@ def load(path: PathLike | Source, *, device: torch.device | str | None = None, l
     Args:
         path: a file in any format that `open` reads.
         device: where to put all tensors; the CPU if None, wherever they were saved from.
+        mmap: leave them in the file, as views of a private mapping: at once, and without memory of their own, but
+            only as long as nobody overwrites the file in place, as `torch.save` does.
         limits: how much the file may cost.
     """
     ckpt = open_checkpoint(path, limits=limits)
-    storages = Storages(device)
+    storages = Storages(device, mapped=mmap)
     loaded: dict[tuple[object, ...], torch.Tensor] = {}
 
     def tensor(lazy: LazyTensor) -> torch.Tensor:

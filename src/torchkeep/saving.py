@@ -23,7 +23,7 @@ from .core.limits import Limits
 from .core.live import AnyTensor, check_savable, shared_storages, spec_of, state_of, tied_names, unwrapped
 from .core.modulespec import ModuleSpec
 from .core.report import SaveReport
-from .core.tensors import LazyTensor, TensorSpec, dtype_name
+from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .engines.buffered import write_all, write_file
 from .errors import SaveError, UnsavableError
@@ -100,27 +100,37 @@ def save_contents(
 
 
 def _of_module(model: nn.Module) -> Contents:
-    tensors, extra = state_of(model)
+    state, extra = state_of(model)
     parameters = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
-    kinds = {name: "parameter" if name in parameters else "buffer" for name in tensors}
-    tree = tagged.encode(extra) if extra else msgspec.UNSET
+    kinds = {name: "parameter" if name in parameters else "buffer" for name in state}
+    tensors: dict[str, AnyTensor] = dict(state)
+    tree: Any = msgspec.UNSET
+    if extra:
+        inside, more, tree = _taken_apart(extra)
+        tensors, kinds = tensors | inside, kinds | more
     return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)))
 
 
 def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None) -> Contents:
     """What goes into the file of a nested object; inert records of an opened checkpoint are kept as records."""
-    leaves = trees.leaves(obj)
-    by_place = {(leaf.path, id(leaf.tensor)): leaf.name for leaf in leaves}
-    tensors: dict[str, AnyTensor] = {leaf.name: leaf.tensor for leaf in leaves}
-    kinds = {leaf.name: _kind(leaf.tensor) for leaf in leaves}
-    tree = tagged.encode(obj, lambda path, tensor: by_place[path, id(tensor)])
+    tensors, kinds, tree = _taken_apart(obj)
     return contents_of(tensors, kinds, kind="object", tree=tree, metadata=metadata)
 
 
-def _kind(tensor: AnyTensor) -> str:
-    if isinstance(tensor, LazyTensor):
-        return tensor.kind
-    return "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
+def _taken_apart(obj: Any) -> tuple[dict[str, AnyTensor], dict[str, str], Any]:
+    """A nested object as its tensors by name, the kind of each, and the rest as tagged JSON."""
+    leaves = trees.leaves(obj)
+    by_place = {(leaf.path, id(leaf.tensor)): leaf.name for leaf in leaves}
+    tensors: dict[str, AnyTensor] = {leaf.name: leaf.tensor for leaf in leaves}
+    tree = tagged.encode(obj, lambda path, tensor: by_place[path, id(tensor)])
+    return tensors, {leaf.name: _kind(leaf) for leaf in leaves}, tree
+
+
+def _kind(leaf: trees.Leaf) -> str:
+    if isinstance(leaf.tensor, nn.Parameter) or getattr(leaf.tensor, "kind", "") == "parameter":
+        return "parameter"
+    buffer = leaf.role in {"buffer", "transient"} or getattr(leaf.tensor, "kind", "") == "buffer"
+    return "buffer" if buffer else "tensor"
 
 
 def contents_of(
@@ -147,6 +157,12 @@ def contents_of(
         if shared
         else []
     )
+    turned = [name for name, tensor in own.items() if not _is_row_major(tensor)]
+    if turned:
+        notes.append(f"{len(turned)} tensors are written row by row, not in their order in memory: {turned[0]}, ...")
+    subclasses = [name for name, tensor in own.items() if isinstance(tensor, LazyTensor) and tensor.class_name]
+    if subclasses:
+        notes.append(f"{len(subclasses)} tensors lose their class or attributes: {subclasses[0]}, ...")
     if empty:
         notes.append(f"{len(empty)} tensors on the meta device have no values to write")
     facts = FileFacts(
@@ -167,6 +183,12 @@ def contents_of(
         producer=PRODUCER,
     )
     return Contents(own, facts, tuple(notes), dict(metadata or {}))
+
+
+def _is_row_major(tensor: AnyTensor) -> bool:
+    if isinstance(tensor, LazyTensor):
+        return tensor.numel() < 2 or tensor.stride == contiguous_stride(tensor.spec.shape)
+    return tensor.is_contiguous()
 
 
 def device_of(tensor: AnyTensor) -> str:

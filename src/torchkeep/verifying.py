@@ -132,7 +132,7 @@ def _run(tally: _Tally, store: Store) -> None:
     packs = {_ident(key): _pack(tally, store, key) for key in keys}
     archive = Archive(store)
     bodies = []
-    for sequence in archive.sequences():
+    for sequence in range(1, max(archive.sequences(), default=0) + 1):
         body = _manifest(tally, archive, sequence)
         if body is not None:
             bodies.append(body)
@@ -173,6 +173,9 @@ def _manifest(tally: _Tally, archive: Archive, sequence: int) -> Body | None:
     what = f"snapshot {sequence}"
     try:
         body = archive.body(sequence)
+    except KeyNotFoundError:
+        tally.add(what, 0, "it is missing, and later ones are there")
+        return None
     except OpenError as error:
         tally.add(what, 0, str(error))
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -47,6 +48,9 @@ app.command()(demo.demo)
 
 def main() -> None:
     """Run the program; an error of torchkeep ends it with the exit code of its class."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in files need not be valid text
     try:
         app()
     except tk.errors.TorchkeepError as error:

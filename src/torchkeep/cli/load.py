@@ -35,7 +35,12 @@ def load(
     The factory is your own code and is run; nothing from the checkpoint is. Exits 21 if something does not fit that
     --allow does not name.
     """
+    if out is not None and (dry_run or out.suffix != ".safetensors"):
+        why = "nothing is loaded with --dry-run" if dry_run else f"{out} does not end in .safetensors"
+        raise typer.BadParameter(why, param_hint="--out")
     model = _factory(into)()
+    if not hasattr(model, "state_dict"):
+        raise typer.BadParameter(f"{into!r} made a {type(model).__name__}, which is no module", param_hint="--into")
     rules: Any = [*map(tk.strip, strip), "exact", "prefixes"] if strip else None
     if dry_run:
         report = tk.plan_load(model, file, rules=rules)

@@ -75,9 +75,9 @@ def encode_record(record: dict[str, Any]) -> bytes:
     return _line(tagged.encode(record))
 
 
-def resume_mark(sequence: int, keep: int) -> bytes:
-    """The line that says: continued from this snapshot, records beyond the first `keep` are an abandoned branch."""
-    return _line({RESUMED: {"sequence": sequence, "keep": keep}})
+def resume_mark(sequence: int, nbytes: int) -> bytes:
+    """The line that says: continued from this snapshot, the history is what the first `nbytes` of the file say."""
+    return _line({RESUMED: {"sequence": sequence, "nbytes": nbytes}})
 
 
 def _line(value: Any) -> bytes:
@@ -103,17 +103,29 @@ def whole_lines(data: bytes) -> int:
 
 
 def decode_history(data: bytes) -> History:
-    """The history in the bytes of a file; a torn last line is dropped, an unreadable one elsewhere is counted."""
-    records: list[dict[str, Any]] = []
+    """The history in the bytes of a file; a torn last line is dropped, an unreadable one elsewhere is counted.
+
+    Records form a tree: after a mark the next record follows the one that stood at the offset which the mark names.
+    """
+    end: _Node = None
+    at_offset: dict[int, _Node] = {0: None}
+    offset = 0
     damaged = []
     for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], start=1):
+        offset += len(line) + 1
         try:
             record = _record(line)
             mark = record.get(RESUMED)
-            if mark is None:
-                records.append(record)
-            else:
-                del records[int(mark["keep"]) :]
+            end = (end, record) if mark is None else at_offset[mark["nbytes"]]
         except (TorchkeepError, ValueError, AttributeError, KeyError, TypeError):
             damaged.append(number)
-    return History(tuple(records), tuple(damaged))
+        at_offset[offset] = end
+    records = []
+    while end is not None:
+        end, record = end
+        records.append(record)
+    return History(tuple(reversed(records)), tuple(damaged))
+
+
+_Node = Any
+"""A record and the one before it, (node, record); None before the first."""

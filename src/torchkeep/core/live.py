@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import UnsavableError
-from .tensors import LazyTensor, TensorSpec
+from .tensors import DTYPES, LazyTensor, TensorSpec, dtype_name
 
 AnyTensor = torch.Tensor | LazyTensor
+
+EXTRA_STATE = "_extra_state"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -26,20 +28,44 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def is_extra_state(name: str) -> bool:
+    """Whether a name of a state dict is what a module's `get_extra_state` gave, and no parameter or buffer."""
+    return name.rpartition(".")[2] == EXTRA_STATE
+
+
 def state_of(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Parameters and persistent buffers by name, themselves and not copies; and the modules' extra state."""
-    state = unwrapped(model).state_dict(keep_vars=True)
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors, {name: value for name, value in state.items() if name not in tensors}
+    """What the state dict of a model names: its parameters and buffers, themselves, and the modules' extra state.
+
+    A hook may make a state dict say other tensors than the model has. What a parameter or buffer of that name holds is
+    what counts: it is what training changes, and what loading has to reach.
+    """
+    inner = unwrapped(model)
+    live = live_tensors(inner)
+    tensors, extra = {}, {}
+    for name, value in inner.state_dict(keep_vars=True).items():
+        if is_extra_state(name) or not isinstance(value, torch.Tensor):
+            extra[name] = value
+        else:
+            tensors[name] = live.get(name, value)
+    return tensors, extra
+
+
+def live_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer under every name it has."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def set_extra_state(model: nn.Module, name: str, value: Any) -> None:
+    """Give a module the extra state that stood under a name of a state dict."""
+    unwrapped(model).get_submodule(name.rpartition(".")[0]).set_extra_state(value)
 
 
 def spec_of(tensor: AnyTensor) -> TensorSpec:
     """dtype and shape; shape () for a parameter that a lazy module has not made yet."""
     if isinstance(tensor, LazyTensor):
         return tensor.spec
-    if is_lazy(tensor):
-        return TensorSpec(tensor.dtype, ())
-    return TensorSpec(tensor.dtype, tuple(tensor.shape))
+    return TensorSpec(tensor.dtype, () if is_lazy(tensor) else tuple(tensor.shape))
 
 
 def identity(tensor: AnyTensor) -> tuple[object, ...]:
@@ -79,18 +105,21 @@ def check_savable(name: str, tensor: AnyTensor) -> None:
     """Refuse a tensor whose bytes alone do not say what it is.
 
     Raises:
-        UnsavableError: a sparse, quantized, nested, distributed or uninitialised tensor, or a subclass.
+        UnsavableError: a sparse, quantized, nested, distributed or uninitialised tensor, a subclass, or one of a
+            dtype that torchkeep does not know.
     """
     if isinstance(tensor, LazyTensor):
         return
-    problem = ""
+    problem, hint = "", ""
     if is_lazy(tensor):
         problem, hint = "has no shape yet", "run the model once, so that its lazy layers are made"
-    elif tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+    elif tensor.is_quantized:
+        problem, hint = "is quantized", "save tensor.int_repr() and its scale, or tensor.dequantize()"
+    elif tensor.layout is not torch.strided or tensor.is_nested:
         problem, hint = f"has layout {tensor.layout}", "save tensor.to_dense() or its parts"
-        if tensor.is_quantized:
-            problem, hint = "is quantized", "save tensor.int_repr() and its scale, or tensor.dequantize()"
     elif type(tensor) not in {torch.Tensor, nn.Parameter, nn.Buffer}:
         problem, hint = f"is a {type(tensor).__name__}", "save the plain tensors it is made of"
+    elif dtype_name(tensor.dtype) not in DTYPES:
+        problem, hint = f"has dtype {tensor.dtype}", "save it as another dtype: tensor.view(torch.uint8)"
     if problem:
         raise UnsavableError(f"the tensor {name!r} {problem} and cannot be written", path=name, hint=hint)

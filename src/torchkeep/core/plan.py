@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from .names import Selector
 from .tensors import TensorSpec
 
@@ -15,14 +17,14 @@ Specs = Mapping[str, TensorSpec]
 class Rule(Protocol):
     """Pairs names of a model with names of a source.
 
-    `match` gets the names that no earlier rule has paired and returns target -> source. It may look at names and
-    specs only. A rule that cannot decide raises AmbiguousMatchError.
+    `match` gets the names that no earlier rule has paired, and the pairs that earlier rules made, and returns
+    target -> source. It may look at names and specs only. A rule that cannot decide raises AmbiguousMatchError.
     """
 
     @property
     def name(self) -> str: ...
 
-    def match(self, target: Specs, source: Specs) -> dict[str, str]: ...
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def make_plan(target: Specs, source: Specs, rules: Iterable[Rule], tied: Mapping
     for rule in rules:
         left = {name: spec for name, spec in target.items() if name not in paired}
         free = {name: spec for name, spec in source.items() if name not in used}
-        for to, origin in rule.match(left, free).items():
+        for to, origin in rule.match(left, free, {name: origin for name, (origin, _) in paired.items()}).items():
             paired[to] = (origin, rule.name)
             used.add(origin)
     moves, mismatched = [], []
@@ -104,15 +106,25 @@ def make_plan(target: Specs, source: Specs, rules: Iterable[Rule], tied: Mapping
 
 
 def _reason(target: TensorSpec, source: TensorSpec) -> str:
+    """Why a tensor does not fit, or nothing. Floats may be cast to other floats; integers only to wider ones."""
     if target.shape != source.shape:
         return f"shape {list(source.shape)} in the source, {list(target.shape)} in the model"
-    if target.dtype == source.dtype:
+    if target.dtype == source.dtype or _rank(source.dtype) < _rank(target.dtype):
         return ""
-    losing = (source.dtype.is_complex and not target.dtype.is_complex) or (
-        (source.dtype.is_floating_point or source.dtype.is_complex)
-        and not (target.dtype.is_floating_point or target.dtype.is_complex)
-    )
-    return f"dtype {source.dtype} in the source cannot become {target.dtype}" if losing else ""
+    if source.dtype.is_floating_point and target.dtype.is_floating_point:
+        return ""
+    if source.dtype.is_complex and target.dtype.is_complex:
+        return ""
+    if _rank(source.dtype) == _rank(target.dtype) == 1 and torch.can_cast(source.dtype, target.dtype):
+        low, high = torch.iinfo(source.dtype), torch.iinfo(target.dtype)
+        if high.min <= low.min and low.max <= high.max:
+            return ""
+    return f"dtype {source.dtype} in the source cannot become {target.dtype}"
+
+
+def _rank(dtype: torch.dtype) -> int:
+    """Booleans fit into integers, integers into floats, floats into complex numbers."""
+    return 3 if dtype.is_complex else 2 if dtype.is_floating_point else 0 if dtype is torch.bool else 1
 
 
 def not_allowed(names: Iterable[str], allow: Selector | None) -> list[str]:

@@ -19,11 +19,13 @@ class LoadReport:
         source: the file or object the weights came from.
         plan: the decision it follows.
         applied: False for a dry run or a refused load.
+        notes: what else the caller should know.
     """
 
     source: str
     plan: LoadPlan
     applied: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -141,6 +143,7 @@ class LoadReport:
             facts=(("coverage", f"{_percent(self.coverage)} of the model's elements"),),
             columns=("name", "what", "count", "elements", "why"),
             rows=tuple(rows),
+            notes=self.notes,
         )
 
     def __str__(self) -> str:

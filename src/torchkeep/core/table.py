@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,11 @@ class Table:
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Names come from files: what would move the cursor or fake a line is shown as an escape."""
+        for field in ("title", "facts", "columns", "rows", "notes"):
+            object.__setattr__(self, field, _printable(getattr(self, field)))
 
     def __str__(self) -> str:
         lines = [self.title]
@@ -29,6 +35,12 @@ class Table:
         if self.notes:
             lines += ["", *(f"  {note}" for note in self.notes)]
         return "\n".join(lines)
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_printable(part) for part in value)
+    return "".join(char if char >= " " and char != "\x7f" else repr(char)[1:-1] for char in value)
 
 
 def human_bytes(nbytes: float) -> str:

@@ -73,7 +73,7 @@ class _Encoder:
         if value is None or kind is bool:
             return value
         if kind is int:
-            return value if -_SAFE_INT < value < _SAFE_INT else {"$": "int", "v": str(value)}
+            return value if -_SAFE_INT < value < _SAFE_INT else {"$": "int", "v": hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
         if kind is str:
@@ -82,7 +82,7 @@ class _Encoder:
             return {"$": "complex", "v": [self._plain(value.real), self._plain(value.imag)]}
         if kind in {bytes, bytearray}:
             return {"$": kind.__name__, "v": base64.b64encode(value).decode()}
-        if kind is torch.dtype:
+        if kind is torch.dtype and dtype_name(value) in DTYPES:
             return {"$": "dtype", "v": dtype_name(value)}
         if kind is torch.device:
             return {"$": "device", "v": str(value)}
@@ -103,8 +103,8 @@ class _Encoder:
         if kind in {tuple, set, frozenset}:
             return {"$": kind.__name__, "v": self._list(value, path)}
         if kind is dict:
-            if all(type(key) is str for key in value) and "$" not in value:
-                return {_text(key): self.encode(child, (*path, key)) for key, child in value.items()}
+            if all(type(key) is str and _is_utf8(key) for key in value) and "$" not in value:
+                return {key: self.encode(child, (*path, key)) for key, child in value.items()}
             return {"$": "dict", "v": self._pairs(value.items(), path)}
         if kind is OrderedDict:
             metadata = getattr(value, "_metadata", None)
@@ -123,6 +123,10 @@ class _Encoder:
         return [self.encode(child, (*path, str(position))) for position, child in enumerate(value)]
 
     def _pairs(self, pairs: Any, path: tuple[str, ...]) -> list[Json]:
+        pairs = list(pairs)
+        for key, _ in pairs:
+            if as_tensor(key) is not None:
+                raise _unsavable(key, path, "is used as a key of a dict", "use its name as the key")
         return [
             [self.encode(key, (*path, key_text(key, position))), self.encode(child, (*path, key_text(key, position)))]
             for position, (key, child) in enumerate(pairs)
@@ -146,12 +150,18 @@ def _is_module_dict(key: Any) -> bool:
     return key in {"_parameters", "_buffers", "_modules"}
 
 
-def _text(value: str) -> Json:
+def _is_utf8(value: str) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return {"$": "str", "v": base64.b64encode(value.encode(errors="surrogatepass")).decode()}
-    return value
+        return False
+    return True
+
+
+def _text(value: str) -> Json:
+    if _is_utf8(value):
+        return value
+    return {"$": "str", "v": base64.b64encode(value.encode(errors="surrogatepass")).decode()}
 
 
 def _unsavable(value: Any, path: tuple[str, ...], what: str, hint: str) -> UnsavableError:
@@ -249,11 +259,13 @@ def _number(value: Mapping[str, Json]) -> Any:
     dtype = np.dtype(value["dtype"])
     if dtype.hasobject:
         raise ValueError("a NumPy object")
+    if not dtype.itemsize:  # an empty string or bytes
+        return np.zeros(1, dtype)[0]
     return np.frombuffer(base64.b64decode(value["v"]), dtype=dtype)[0]
 
 
 _SCALARS: dict[str, Callable[[Mapping[str, Json]], Any]] = {
-    "int": lambda value: int(value["v"]),
+    "int": lambda value: int(value["v"], 16),
     "float": lambda value: float(value["v"]),
     "complex": lambda value: complex(*(_decode(part, None) for part in value["v"])),
     "str": lambda value: base64.b64decode(value["v"]).decode(errors="surrogatepass"),

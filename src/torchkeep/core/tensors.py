@@ -217,7 +217,7 @@ class LazyTensor:
         """Equal for two tensors that are the same elements in the same order, as tied parameters are."""
         where: object = id(self.storage)
         if self.storage is not None and self.storage.offset is not None:
-            where = (self.source.name, self.storage.offset)
+            where = (id(self.source), self.storage.offset)
         return (where, self.storage_offset, self.spec.shape, self.stride, self.spec.dtype, self.conj, self.neg)
 
     def load(self, device: torch.device | str | None = None, *, storages: Storages | None = None) -> torch.Tensor:
@@ -256,11 +256,11 @@ class LazyTensor:
     def _view(self, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
         """Read the span of a strided view and nothing else. Strides are never negative: the readers check."""
         if 0 in shape:
-            return self._finish(torch.empty_strided(shape, stride, dtype=self.dtype))
+            return self._finish(torch.empty_strided(shape, stride, dtype=self.dtype, device="cpu"))
         last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         itemsize = self.dtype.itemsize
         data = _storage_of(self._read(offset * itemsize, (last + 1) * itemsize), itemsize)
-        return self._finish(torch.empty(0, dtype=self.dtype).set_(data, 0, shape, stride))
+        return self._finish(torch.empty(0, dtype=self.dtype, device="cpu").set_(data, 0, shape, stride))
 
     def _read(self, start: int, nbytes: int) -> Any:
         storage = self.storage
@@ -278,34 +278,36 @@ class LazyTensor:
 class Storages:
     """Loads each storage once, so that tensors which shared memory when they were saved share it again."""
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        self._device = device
-        self._loaded: dict[object, torch.UntypedStorage] = {}
+    def __init__(self, device: torch.device | str | None = None, *, mapped: bool = True) -> None:
+        """Load to a device; on the CPU as views of mapped files, or as copies of one's own if not `mapped`."""
+        self._device = torch.device(device or "cpu")
+        self._mapped = mapped
+        self._loaded: dict[object, tuple[torch.UntypedStorage, object]] = {}
 
     def get(self, tensor: LazyTensor) -> torch.UntypedStorage:
         """The storage of a tensor, on the device asked for."""
         storage = tensor.storage
         assert storage is not None
-        key = (tensor.source.name, storage.offset, storage.nbytes) if storage.offset is not None else id(storage)
-        found = self._loaded.get(key)
-        if found is None:
-            data = tensor._read(0, storage.nbytes)
-            found = _storage_of(data, tensor.dtype.itemsize)
-            if self._device is not None and torch.device(self._device).type != "cpu":
+        key = (id(tensor.source), storage.offset, storage.nbytes) if storage.offset is not None else id(storage)
+        if key not in self._loaded:
+            found = _storage_of(tensor._read(0, storage.nbytes), tensor.dtype.itemsize)
+            if self._device.type != "cpu":
                 found = _to_device(found, self._device)
-            self._loaded[key] = found
-        return found
+            elif not self._mapped:
+                found = found.clone()
+            self._loaded[key] = (found, (tensor.source, storage))  # what the key names must not be freed
+        return self._loaded[key][0]
 
 
-def _to_device(storage: torch.UntypedStorage, device: torch.device | str) -> torch.UntypedStorage:
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+def _to_device(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
+    flat = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
     moved: torch.Tensor = flat.to(device)
     return moved.untyped_storage()
 
 
 def _storage_of(data: Any, itemsize: int) -> torch.UntypedStorage:
     if not len(data):
-        return torch.empty(0, dtype=torch.uint8).untyped_storage()
+        return torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage()
     if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
         data = bytearray(data)
     flat = torch.frombuffer(data, dtype=torch.uint8)

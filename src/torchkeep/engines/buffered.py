@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..core.source import Buffer
-from ..errors import CommitUnknownError, NoSpaceError, SaveError
+from ..errors import CommitUnknownError, save_error
 
 TEMPORARY = ".tmp-"
 _IOV = 512
@@ -44,7 +44,8 @@ def write_file(
         SaveError: the system refused otherwise.
         CommitUnknownError: the name was given, but the folder could not be made durable.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name[:80]}-{secrets.token_hex(6)}")
+    start = path.name.encode()[:80].decode(errors="ignore")  # a name has at most 255 bytes
+    temporary = path.with_name(f"{TEMPORARY}{start}-{secrets.token_hex(6)}")
     try:
         try:
             _fill(temporary, pieces, nbytes, durable, finish)
@@ -53,7 +54,7 @@ def write_file(
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
     except OSError as error:
-        raise _explain(error, path, nbytes) from error
+        raise save_error(error, path, nbytes) from error
     if durable and committed:
         try:
             sync_folder(path.parent)
@@ -131,18 +132,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _explain(error: OSError, path: Path, nbytes: int) -> SaveError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        stats = os.statvfs(path.parent) if hasattr(os, "statvfs") else None
-        free = stats.f_bavail * stats.f_frsize if stats else 0
-        return NoSpaceError(
-            f"{path} needs {nbytes:,} bytes and {free:,} are free; nothing was changed",
-            needed=nbytes,
-            free=free,
-            hint="free some space, or save elsewhere",
-        )
-    if isinstance(error, FileNotFoundError) and not path.parent.exists():
-        return SaveError(f"{path} cannot be written: there is no folder {path.parent}", hint="make the folder first")
-    return SaveError(f"{path} cannot be written: {error.strerror or error}")

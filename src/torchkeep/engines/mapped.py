@@ -27,6 +27,8 @@ class MappedSource:
             OpenError: the system refuses to open it.
         """
         self.name = os.fspath(path)
+        if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for a writer
+            raise UnsupportedFeatureError("is not a regular file", file=self.name)
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         except FileNotFoundError as error:
@@ -39,8 +41,6 @@ class MappedSource:
             raise OpenError(f"cannot be opened: {error.strerror}", file=self.name) from error
         try:
             status = os.fstat(self._fd)
-            if not os.path.isfile(self.name):  # noqa: PTH113 - one stat, no Path object
-                raise UnsupportedFeatureError("is not a regular file", file=self.name)
             self.size = status.st_size
             self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_COPY) if self.size else None
         except BaseException:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..core.limits import Limits
 from ..core.tensors import DTYPES, TensorSpec, dtype_name
+from ..errors import UnsavableError
 
+_METADATA = "__metadata__"
 _ALIGN = 64  # the data begins at a multiple of this; spaces after the header are part of the format
 
 
@@ -37,8 +40,14 @@ def without_code(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[str, tuple[
 
 def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Layout:
     """Order tensors by the size of their elements, largest first, so that each starts at a multiple of it."""
+    if _METADATA in specs:
+        raise UnsavableError(
+            f"a tensor cannot be called {_METADATA!r}: safetensors means something else by it",
+            path=_METADATA,
+            hint="rename it",
+        )
     order = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name in order:
         spec = specs[name]
@@ -48,4 +57,9 @@ def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Lay
         header[name] = {"dtype": code or "U8", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % _ALIGN)
+    if len(text) > Limits().header_bytes:
+        raise UnsavableError(
+            f"names and plain values take {len(text):,} bytes, a safetensors header has {Limits().header_bytes:,}",
+            hint="save large bytes and long lists of numbers as tensors",
+        )
     return Layout(len(text).to_bytes(8, "little") + text, tuple(order), len(text) + 8 + end)

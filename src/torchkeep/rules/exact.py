@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..core.plan import Specs
 
 
@@ -10,6 +12,6 @@ class Exact:
 
     name = "exact"
 
-    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]:
         """target -> source for the names on both sides."""
         return {name: name for name in target if name in source}

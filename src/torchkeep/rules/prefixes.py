@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..core.plan import Specs
@@ -18,22 +18,36 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 class Prefixes:
     """Pairs names after taking a prefix off either side, found by trying, and wrapper segments off both.
 
-    The prefix that pairs most names wins. Two that pair equally many with different tensors, as a student and its
+    A prefix is looked for only while nothing is paired: among a few leftovers, an auxiliary head would be taken for the
+    head. The prefix that pairs most names wins. Two that pair equally many with different tensors, as a student and its
     teacher in one file do, are an AmbiguousMatchError: which one is meant, only the caller knows.
     """
 
     name = "prefixes"
 
-    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]:
         """target -> source; the names inside are those of the caller, prefixes and wrappers included."""
         wrapped, bare = _unwrapped(target), _unwrapped(source)
         found = {wrapped[name]: bare[name] for name in wrapped if name in bare}
-        left = {name: whole for name, whole in wrapped.items() if whole not in found}
-        free = {name: whole for name, whole in bare.items() if whole not in set(found.values())}
-        if not left or not free:
+        if paired or found or not wrapped or not bare:
             return found
-        best = _best(left, free, lambda to, origin: target[left[to]].shape == source[free[origin]].shape)
-        return found | {left[to]: free[origin] for to, origin in best.items()}
+        _, best = _best(wrapped, bare, _fits(target, source, wrapped, bare))
+        return {wrapped[to]: bare[origin] for to, origin in best.items()}
+
+
+def suggest(target: Specs, source: Specs) -> str:
+    """The rule, as one would write it, that pairs most of what is left over; empty where none does."""
+    wrapped, bare = _unwrapped(target), _unwrapped(source)
+    try:
+        label, best = _best(wrapped, bare, _fits(target, source, wrapped, bare))
+    except AmbiguousMatchError:
+        return ""
+    verb, _, prefix = label.partition(" ")
+    return f"{verb}({prefix!r})" if best else ""
+
+
+def _fits(target: Specs, source: Specs, wrapped: dict[str, str], bare: dict[str, str]) -> Fits:
+    return lambda to, origin: target[wrapped[to]].shape == source[bare[origin]].shape
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Strip:
         """How the report calls it."""
         return f"strip {self.prefix!r}"
 
-    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]:
         """target -> source."""
         return {
             name.removeprefix(self.prefix): name
@@ -67,7 +81,7 @@ class Add:
         """How the report calls it."""
         return f"add {self.prefix!r}"
 
-    def match(self, target: Specs, source: Specs) -> dict[str, str]:
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]:
         """target -> source."""
         return {self.prefix + name: name for name in source if self.prefix + name in target}
 
@@ -85,13 +99,13 @@ def _unwrapped(names: Specs) -> dict[str, str]:
     return bare
 
 
-def _best(target: dict[str, str], source: dict[str, str], fits: Fits) -> dict[str, str]:
-    """The pairs of the prefix that fits most names, as bare names; few coincidences are no reason to pair."""
+def _best(target: dict[str, str], source: dict[str, str], fits: Fits) -> tuple[str, dict[str, str]]:
+    """The prefix that fits most names, and its pairs of bare names; few coincidences are no reason to pair."""
     pairings = _pairings(target, source)
     score = {label: sum(fits(to, origin) for to, origin in pairs.items()) for label, pairs in pairings.items()}
     most = max(score.values(), default=0)
     if most * 2 < min(len(target), len(source)) or not most:
-        return {}
+        return "", {}
     tied = sorted(label for label, value in score.items() if value == most)
     if len({frozenset(pairings[label].items()) for label in tied}) > 1:
         raise AmbiguousMatchError(
@@ -99,7 +113,7 @@ def _best(target: dict[str, str], source: dict[str, str], fits: Fits) -> dict[st
             candidates=tuple(tied),
             hint="say which one: rules=[tk.strip('teacher.')], or load from ckpt.sub('teacher')",
         )
-    return pairings[tied[0]]
+    return tied[0], pairings[tied[0]]
 
 
 def _pairings(target: dict[str, str], source: dict[str, str]) -> dict[str, dict[str, str]]:

@@ -19,7 +19,7 @@ from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
 from ..core.source import Buffer
 from ..core.tensors import LazyTensor, TensorSpec, dtype_name
 from ..core.version import PRODUCER
-from ..errors import CorruptCheckpointError, KeyNotFoundError, SaveError, UnsupportedFeatureError
+from ..errors import CorruptCheckpointError, KeyNotFoundError, OpenError, SaveError
 from ..formats.layout import lay_out, without_code
 from ..formats.safetensors import Safetensors
 from ..stores import Store
@@ -85,13 +85,18 @@ class Archive:
         self._store = store
         self._known: dict[Content, Place] | None = None
         self._damaged_packs: set[str] = set()
+        self._verified: set[Place] = set()
         self._snapshots: dict[int, Snapshot] = {}
         self._counted: set[str] = set()
 
     def mark(self) -> None:
         """Make the store a run, or check that it is one this version can write."""
-        if not self._store.put(MARKER, [MARKER_BYTES]):
-            check_marker(bytes(self._store.source(MARKER).read(0, self._store.source(MARKER).size)))
+        try:
+            source = self._store.source(MARKER)
+        except KeyNotFoundError:
+            self._store.put(MARKER, [MARKER_BYTES])
+            return
+        check_marker(bytes(source.read(0, source.size)))
 
     def sequences(self) -> list[int]:
         """Numbers of all snapshots, damaged ones included, in ascending order."""
@@ -145,7 +150,7 @@ class Archive:
         own = {name: tensor for name, tensor in tensors.items() if name not in tied and tensor.device.type != "meta"}
         digests = dict(zip(own, digest_tensors(list(own.values())), strict=True))
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
-        plan = plan_pack(specs, digests, self._index())
+        plan = plan_pack(specs, digests, self._usable(specs, digests))
         pack, written = self._write_pack({name: own[name] for name in plan.new}, digests) if plan.new else ("", 0)
         entries, packs = _entries(tensors, tied, plan, pack)
         body = Body(
@@ -189,17 +194,41 @@ class Archive:
         repair = ident in self._damaged_packs
         self._store.put(f"{PACKS}{ident}.safetensors", pieces(), nbytes=layout.total, replace=repair)
         self._damaged_packs.discard(ident)
+        self._verified.update(Place(ident, name) for name in tensors)
         return ident, layout.total
 
-    def _index(self) -> dict[Content, Place]:
-        """What the run has already, from its intact manifests and the packs that are there and not known as damaged."""
+    def _usable(self, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> dict[Content, Place]:
+        """Where the run has these tensors already, in packs that are there and whole.
+
+        What this process has neither written nor verified is read once and hashed before it is relied on.
+        """
         if self._known is None:
             self._known = {}
             for body in self.bodies()[0]:
                 self._remember(body)
         there = {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
-        usable = there - self._damaged_packs
-        return {content: place for content, place in self._known.items() if place.pack in usable}
+        wanted = {(digest, dtype_name(specs[name].dtype), specs[name].shape) for name, digest in digests.items()}
+        found = {content: self._known[content] for content in wanted if content in self._known}
+        for ident in {place.pack for place in found.values()} - self._damaged_packs:
+            held = {place.key: content for content, place in found.items() if place.pack == ident}
+            unknown = {key: content for key, content in held.items() if Place(ident, key) not in self._verified}
+            if ident not in there or not self._intact(ident, unknown):
+                self._damaged_packs.add(ident)
+        return {content: place for content, place in found.items() if place.pack not in self._damaged_packs}
+
+    def _intact(self, ident: str, contents: Mapping[str, Content]) -> bool:
+        """Whether a pack holds what it should under these keys."""
+        if not contents:
+            return True
+        try:
+            lazy = Safetensors().open(self._store.source(f"{PACKS}{ident}.safetensors"), Limits())
+            tensors = [lazy[key].load() for key in contents]
+        except (KeyError, KeyNotFoundError, OpenError):
+            return False
+        same = digest_tensors(tensors) == [digest for digest, _, _ in contents.values()]
+        if same:
+            self._verified.update(Place(ident, key) for key in contents)
+        return same
 
     def _remember(self, body: Body) -> None:
         assert self._known is not None
@@ -232,15 +261,17 @@ class Archive:
         stored = [entry for entry in body.entries if entry.pack >= 0]
         found = digest_tensors([out[entry.name] for entry in stored])
         wrong = [entry for entry, digest in zip(stored, found, strict=True) if entry.digest != digest]
+        damaged = [body.packs[entry.pack] for entry in wrong]
+        self._damaged_packs.update(damaged)
         if wrong:
-            ident = body.packs[wrong[0].pack]
-            raise self._damage(ident, [entry.name for entry in wrong], "has other bytes than were written")
+            raise self._damage(damaged[0], [entry.name for entry in wrong], "has other bytes than were written")
+        self._verified.update(Place(body.packs[entry.pack], entry.key or entry.name) for entry in stored)
         return out
 
     def _open(self, ident: str, body: Body) -> Mapping[str, LazyTensor]:
         try:
             return Safetensors().open(self._store.source(f"{PACKS}{ident}.safetensors"), Limits())
-        except (KeyNotFoundError, CorruptCheckpointError, UnsupportedFeatureError) as error:
+        except (KeyNotFoundError, OpenError) as error:
             names = [entry.name for entry in body.entries if entry.pack >= 0 and body.packs[entry.pack] == ident]
             reason = "is missing" if isinstance(error, KeyNotFoundError) else f"cannot be read ({error})"
             raise self._damage(ident, names, reason) from error

@@ -14,6 +14,7 @@ from torch import nn
 from ..core import tagged
 from ..core import tree as trees
 from ..core.live import check_savable, state_of, unwrapped
+from ..errors import UnsavableError
 from ..freezing import held_modules
 
 
@@ -34,7 +35,13 @@ class Captured:
         leaves = trees.leaves(value)
         names = {(leaf.path, id(leaf.tensor)): f"{prefix}/{leaf.name}" for leaf in leaves}
         self.tensors.update({f"{prefix}/{leaf.name}": leaf.tensor for leaf in leaves})
-        return tagged.encode(value, lambda path, tensor: names[path, id(tensor)])
+        try:
+            return tagged.encode(value, lambda path, tensor: names[path, id(tensor)])
+        except UnsavableError as error:
+            what = prefix.partition("/")[0]
+            error.path = f"{what}.{error.path}" if error.path else what
+            error.message = f"in {what}: {error.message}"
+            raise
 
 
 def capture(model: nn.Module | None, optimizer: Any, scheduler: Any, extra: Any) -> Captured:
@@ -56,6 +63,10 @@ def capture(model: nn.Module | None, optimizer: Any, scheduler: Any, extra: Any)
     _random(captured)
     for name, tensor in captured.tensors.items():
         check_savable(name, tensor)
+        if tensor.device.type == "meta":
+            raise UnsavableError(
+                f"{name!r} is on the meta device and has no values", path=name, hint="load weights first"
+            )
     return captured
 
 
@@ -119,7 +130,7 @@ def _random(captured: Captured) -> None:
     value = {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
-        "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
+        "python": (version, torch.tensor(words, dtype=torch.int64, device="cpu"), gauss),
         "numpy": (
             str(kind),
             torch.from_numpy(np.asarray(keys, dtype=np.int64)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from types import TracebackType
@@ -18,23 +19,51 @@ from ..core.history import History, decode_history, encode_record, resume_mark, 
 from ..core.manifest import Body, HistoryMark, seal
 from ..core.report import ResumeReport, SaveReport, Skipped
 from ..core.snapshot import RunSummary, Snapshot, best_of, spec_of_entry
-from ..engines.buffered import TEMPORARY, write_file
+from ..engines.buffered import TEMPORARY, sync_folder, write_file
 from ..engines.mapped import MappedSource
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, SaveError, UnsavableError
 from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
 from .capture import capture
-from .restore import extra_of, plan_restore
+from .restore import carry_out, extra_of, plan_restore
 
 HISTORY, BEST = "history.jsonl", "tags/best.json"
 _MONITORS = ("val_loss", "eval_loss", "valid_loss", "val_accuracy", "val_acc", "eval_accuracy")
-_HIGHER_IS_BETTER = ("acc", "f1", "auc", "score", "precision", "recall", "iou", "dice", "bleu", "r2")
+_LOWER_IS_BETTER = {"loss", "error", "err", "mse", "mae", "rmse", "nll", "perplexity", "ppl", "fid", "wer", "cer"}
+_HIGHER_IS_BETTER = {
+    "acc",
+    "accuracy",
+    "f1",
+    "auc",
+    "auroc",
+    "precision",
+    "recall",
+    "iou",
+    "miou",
+    "dice",
+    "bleu",
+    "r2",
+}
 
 
 def local_store(path: str | os.PathLike[str]) -> LocalStore:
     """The store of a run in a local folder."""
-    return LocalStore(path, write=write_file, read=MappedSource, temporary=TEMPORARY)
+    return LocalStore(path, write=write_file, read=MappedSource, sync_folder=sync_folder, temporary=TEMPORARY)
+
+
+def mode_of(metric: str) -> str:
+    """Whether the lowest (`min`) or the highest (`max`) value of a metric is best, as its name says.
+
+    Raises:
+        ValueError: the name does not say.
+    """
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    if words & _LOWER_IS_BETTER:
+        return "min"
+    if words & _HIGHER_IS_BETTER:
+        return "max"
+    raise ValueError(f"is a high or a low {metric!r} better? Give mode='max' or mode='min'")
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -69,11 +98,13 @@ class Run:
             path: the folder; made at the first write.
             monitor: the metric that decides which snapshot is best; if None, the first of val_loss, eval_loss,
                 valid_loss, val_accuracy, val_acc, eval_accuracy that was logged.
-            mode: `min` or `max`; if None, `max` for accuracies and other scores, else `min`.
+            mode: `min` or `max`; if None, as the metric's name says: `min` for losses and errors, `max` for accuracies.
             store: where the bytes live, if not in the folder.
         """
         if mode not in {None, "min", "max"}:
             raise ValueError(f"mode is {mode!r}; it must be 'min' or 'max'")
+        if monitor is not None and mode is None:
+            mode = mode_of(monitor)
         self.path = Path(path)
         self.last_resume: ResumeReport | None = None
         self._monitor, self._mode = monitor, mode
@@ -81,7 +112,8 @@ class Run:
         self._archive = Archive(self._store)
         self._objects: dict[str, Any] = {"model": None, "optimizer": None, "scheduler": None}
         self._parent: int | None = None
-        self._writing = False
+        self._writer = 0
+        self._logged = False
         self._history: list[dict[str, Any]] = []
         self._history_size = 0
         self._history_hash = blake3()
@@ -101,7 +133,7 @@ class Run:
         unlock = getattr(self._store, "unlock", None)
         if unlock is not None:
             unlock()
-        self._writing = False
+        self._writer = 0
 
     def log(self, **metrics: Any) -> None:
         """Add one record to the history.
@@ -115,9 +147,12 @@ class Run:
         if not metrics:
             raise ValueError("nothing to log: give metrics by name, as in run.log(epoch=0, val_loss=0.7)")
         self._begin()
+        if any(name.startswith("$") for name in metrics):
+            raise ValueError("the names of metrics must not begin with '$'")
         record = {name: _plain_number(name, value) for name, value in metrics.items()}
         self._append(encode_record(record))
         self._history.append(record)
+        self._logged = True
 
     def save(
         self,
@@ -215,6 +250,8 @@ class Run:
         if skipped:
             listed = "; ".join(f"{one.sequence}: {one.reason}" for one in skipped)
             raise CorruptCheckpointError(f"no snapshot is intact: {listed}", file=str(self.path))
+        if not self._logged:  # records of an earlier process that never committed a snapshot
+            self._back_to(HistoryMark(0, 0, blake3().hexdigest()), 0)
         self.last_resume = ResumeReport()
         self._parent = 0
         return 0
@@ -263,11 +300,17 @@ class Run:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _track(self, **objects: Any) -> None:
+        for name, needed in (("optimizer", "param_groups"), ("scheduler", "state_dict")):
+            if objects[name] is not None and not hasattr(objects[name], needed):
+                raise SaveError(
+                    f"{name}= is a {type(objects[name]).__name__}, which has no {needed}",
+                    hint="a run tracks one model, one optimizer and one scheduler; pass what else there is as extra=",
+                )
         self._objects.update({name: value for name, value in objects.items() if value is not None})
 
     def _begin(self) -> None:
         """Become the writer and take up the history where the file ends."""
-        if self._writing:
+        if self._writer == os.getpid():  # a forked child inherits the object, and has to ask for the lock
             return
         lock = getattr(self._store, "lock", None)
         if lock is not None:
@@ -277,10 +320,24 @@ class Run:
         whole = data[: whole_lines(data)]
         if len(whole) < len(data):  # a crash tore the last line; it was never part of a snapshot
             self._store.put(HISTORY, [whole], replace=True)
-        self._history = list(decode_history(whole))
-        self._history_size = len(whole)
-        self._history_hash = blake3(whole)
-        self._writing = True
+        self._take_up(whole)
+        self._writer = os.getpid()
+
+    def _take_up(self, data: bytes) -> None:
+        """Go on after these bytes of the history."""
+        self._history = list(decode_history(data))
+        self._history_size = len(data)
+        self._history_hash = blake3(data)
+
+    def _back_to(self, mark: HistoryMark, sequence: int) -> bool:
+        """Make the history end where a snapshot says; False if those bytes are not as they were written."""
+        data = self._read(HISTORY)
+        kept = data[: mark.nbytes]
+        if self._history_size > mark.nbytes:
+            line = resume_mark(sequence, mark.nbytes)
+            self._store.append(HISTORY, line)
+            self._take_up(data + line)
+        return len(kept) == mark.nbytes and blake3(kept).hexdigest() == mark.digest
 
     def _append(self, line: bytes) -> None:
         self._store.append(HISTORY, line)
@@ -302,18 +359,12 @@ class Run:
     def _restore(self, body: Body, tensors: dict[str, torch.Tensor], skipped: tuple[Skipped, ...]) -> ResumeReport:
         steps = plan_restore(body, tensors, **self._objects)
         extra = extra_of(body, tensors)
-        for step in steps:
-            step.apply()
+        carry_out(steps)
         notes = [note for step in steps for note in step.notes]
         untouched = [name for name in ("optimizer", "scheduler") if name in body.state and self._objects[name] is None]
         notes += [f"the snapshot holds a {name}, and none was given to restore" for name in untouched]
-        mark = body.history
-        data = self._read(HISTORY)[: mark.nbytes]
-        if len(data) < mark.nbytes or blake3(data).hexdigest() != mark.digest:
+        if not self._back_to(body.history, body.sequence):
             notes.append("the history before this snapshot is not as it was written")
-        if len(self._history) > mark.records:
-            self._append(resume_mark(body.sequence, mark.records))
-            del self._history[mark.records :]
         self._parent = body.sequence
         restored = tuple(step.what for step in steps)
         return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, tuple(notes), extra)
@@ -323,8 +374,7 @@ class Run:
         metric = self._monitor or next((name for name in _MONITORS if name in logged), None)
         if metric is None:
             return None
-        higher = any(word in metric.lower() for word in _HIGHER_IS_BETTER)
-        return best_of(snapshots, metric, self._mode or ("max" if higher else "min"))
+        return best_of(snapshots, metric, self._mode or mode_of(metric))
 
     def _tag_best(self, body: Body) -> None:
         best = self.best

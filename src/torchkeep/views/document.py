@@ -84,6 +84,7 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
         "unexpected": list(report.unexpected),
         "mismatched": list(report.mismatched),
         "adapted": list(report.adapted),
+        "notes": list(report.notes),
         "moves": [
             {"source": move.source, "target": move.target, "rule": move.rule, "cast_from": move.cast_from}
             for move in report.moves
