@@ -218,3 +218,118 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
 def test_a_fold_counts_layers_in_the_report() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
     assert "{0..11}.weight" in str(tk.plan_load(model, model))
+
+
+# -- what an adversarial review found ---------------------------------------------------------------------------
+
+
+class Extra(nn.Module):
+    def __init__(self, value: float, tensor: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+        self.value, self.tensor = value, tensor
+
+    def get_extra_state(self) -> object:
+        return torch.tensor(self.value) if self.tensor else {"value": self.value, "t": torch.tensor([self.value])}
+
+    def set_extra_state(self, state: object) -> None:
+        self.value = float(state["value"] if isinstance(state, dict) else state)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("how", ["module", "state dict", "pth", "safetensors", "prefix"])
+def test_extra_state_is_loaded_and_missed_like_a_tensor(tmp_path: Path, tensor: bool, how: str) -> None:
+    a, b = Extra(7.0, tensor), Extra(0.0, tensor)
+    source: object = a if how == "module" else a.state_dict()
+    if how == "prefix":
+        source = {f"net.{name}": value for name, value in a.state_dict().items()}
+    if how == "pth":
+        source = tmp_path / "a.pth"
+        torch.save({"state_dict": a.state_dict()}, source)
+    if how == "safetensors":
+        source = tmp_path / "a.safetensors"
+        tk.save(a, source)
+        assert tk.verify(source).ok
+    report = tk.load_into(b, source)
+    assert b.value == 7.0 and "_extra_state" in report.loaded and report.coverage == 1.0
+    with pytest.raises(IncompatibleCheckpointError, match="_extra_state"):
+        tk.load_into(nn.ModuleDict({"fc": nn.Linear(1, 1)}), source)
+    with pytest.raises(IncompatibleCheckpointError, match="_extra_state"):
+        tk.load_into(b, {"fc.weight": a.fc.weight, "fc.bias": a.fc.bias})
+
+
+def test_a_state_dict_hook_that_copies_does_not_hide_the_parameters() -> None:
+    class Casting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_state_dict_post_hook(self.cast)
+
+        @staticmethod
+        def cast(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+            for name in list(state):
+                state[name] = state[name].detach().clone()
+
+    a, b = Casting(), Casting()
+    tk.load_into(b, a)
+    assert torch.equal(a.weight, b.weight)
+
+
+def test_an_auxiliary_head_is_not_taken_for_the_head() -> None:
+    a, b = two()
+    state = a.state_dict() | {"aux.head.weight": torch.ones(3, 4), "aux.head.bias": torch.ones(3)}
+    del state["head.weight"], state["head.bias"]
+    with pytest.raises(IncompatibleCheckpointError) as caught:
+        tk.load_into(b, state)
+    assert "tk.strip('aux.')" in caught.value.hint
+    report = tk.load_into(b, state, allow=["head", "aux"])
+    assert "head.weight" not in report.loaded
+    tk.load_into(b, state, rules=["exact", tk.strip("aux.")])
+    assert (b.head.weight == 1).all()
+
+
+def test_casts_that_lose_more_than_digits_are_refused() -> None:
+    class Holder(nn.Module):
+        def __init__(self, value: torch.Tensor) -> None:
+            super().__init__()
+            self.register_buffer("x", value)
+
+    for source, target in [
+        (torch.tensor([300]), torch.tensor([0], dtype=torch.int8)),
+        (torch.tensor([1e30]), torch.tensor([0.0], dtype=torch.float16)),
+        (torch.tensor([1 + 2j]), torch.tensor([0.0])),
+        (torch.tensor([1.5]), torch.tensor([0])),
+    ]:
+        model = Holder(target)
+        with pytest.raises(IncompatibleCheckpointError):
+            tk.load_into(model, {"x": source})
+        assert model.x.item() == 0
+    for source, target in [
+        (torch.tensor([float("inf"), 2.0]), torch.zeros(2, dtype=torch.float16)),
+        (torch.tensor([3], dtype=torch.int32), torch.tensor([0])),
+        (torch.tensor([True]), torch.tensor([0], dtype=torch.uint8)),
+        (torch.tensor([2]), torch.tensor([0.0])),
+    ]:
+        tk.load_into(Holder(target), {"x": source})
+        assert torch.equal(target, source.to(target.dtype))
+
+
+def test_tied_names_with_nan_are_equal_to_themselves() -> None:
+    a, b = two()
+    with torch.no_grad():
+        a.fc.weight[0, 0] = float("nan")
+    tk.load_into(b, {name: tensor.clone() for name, tensor in a.state_dict().items()})
+    assert b.fc.weight.isnan().sum() == 1
+
+
+def test_sources_and_models_without_values_are_named() -> None:
+    a, b = two()
+    with pytest.raises(LoadError, match="meta device"):
+        tk.load_into(b, {"conv.weight": torch.empty(1, device="meta")})
+    with pytest.raises(LoadError, match="sparse"):
+        tk.load_into(b, {"conv.weight": torch.eye(2).to_sparse()})
+    with pytest.raises(LoadError, match="no shape yet"):
+        tk.load_into(nn.Sequential(nn.LazyLinear(2)), {"0.weight": torch.ones(2, 2)})
+    with torch.device("meta"):
+        empty = TinyNet()
+    report = tk.load_into(empty, a)
+    assert any("scratch" in note for note in report.notes), "a passing buffer has no values in any file"

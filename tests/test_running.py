@@ -533,3 +533,234 @@ def kill_at_random(folder: Path, kills: int, seed: int = 0) -> None:
 
 def test_random_kills_of_a_loop_that_saves_constantly(tmp_path: Path) -> None:
     kill_at_random(tmp_path / "run", kills=3)
+
+
+# -- what an adversarial review found ---------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """A module with extra state, as quantisers and some normalisations have."""
+
+    def __init__(self, start: float = 0.0, tensor: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+        self.count = start
+        self.tensor = tensor
+
+    def get_extra_state(self) -> object:
+        return torch.tensor(self.count) if self.tensor else {"count": self.count, "seen": torch.tensor([self.count])}
+
+    def set_extra_state(self, state: object) -> None:
+        self.count = float(state["count"] if isinstance(state, dict) else state)
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_extra_state_is_resumed_and_missed(tmp_path: Path, tensor: bool) -> None:
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=Counting(5.0, tensor))
+        other = Counting(0.0, tensor)
+        run.resume(model=other)
+        assert other.count == 5.0
+        plain = nn.ModuleDict({"fc": nn.Linear(1, 1)})
+        with pytest.raises(IncompatibleCheckpointError, match="extra state"):
+            run.resume(model=plain)
+
+
+def test_a_snapshot_never_relies_on_packs_that_nobody_verified(tmp_path: Path) -> None:
+    """Three packs, two damaged: the replayed steps give the same tensors, and are written anew."""
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        known: set[Path] = set()
+        packs = []
+        for step in range(3):
+            run.save(step, model=model, optimizer=opt)
+            (new,) = set((tmp_path / "packs").iterdir()) - known
+            known.add(new)
+            packs.append(new)
+            train_epoch(model, opt)
+    damage(packs[1], "truncate")
+    damage(packs[2], "flip")
+    with tk.Run(tmp_path) as run:
+        assert run.resume(model=model, optimizer=opt, snapshot=1) == 1
+        train_epoch(model, opt)
+        run.save(1)
+        train_epoch(model, opt)
+        run.save(2)
+        expected = state_bits(model, opt)
+        other, other_opt, _ = make(seed=1)
+        assert run.resume(model=other, optimizer=other_opt) == 3
+        assert state_bits(other, other_opt) == expected and not run.last_resume.skipped
+
+
+def test_history_follows_the_branch_that_is_resumed(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with tk.Run(tmp_path) as run:
+        for name in ("A0", "A1", "A2"):
+            run.log(name=name)
+            run.save(0, model=model)
+        run.resume(snapshot=1)
+        run.log(name="B1")
+        run.save(1)
+        run.resume(snapshot=3)
+        assert [record["name"] for record in run.history] == ["A0", "A1", "A2"]
+        run.log(name="A3")
+        run.save(2)
+        run.resume(snapshot=4)
+        run.log(name="B2")
+        assert [record["name"] for record in tk.Run(tmp_path).history] == ["A0", "B1", "B2"]
+    assert tk.verify(tmp_path).ok
+
+
+def test_records_of_a_process_that_never_saved_do_not_stay(tmp_path: Path) -> None:
+    with tk.Run(tmp_path) as run:
+        run.log(epoch=0)
+    with tk.Run(tmp_path) as run:
+        assert run.resume(model=nn.Linear(1, 1)) == 0
+        run.log(epoch=0)
+        run.save(0)
+    assert [record["epoch"] for record in tk.Run(tmp_path).history] == [0]
+
+
+def test_other_groups_are_refused(tmp_path: Path) -> None:
+    model = TinyNet()
+    parameters = list(model.parameters())
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=torch.optim.SGD(parameters, lr=0.5))
+        split = torch.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.1}], lr=0.2)
+        with pytest.raises(IncompatibleCheckpointError, match="grouped differently"):
+            run.resume(optimizer=split)
+        assert [group["lr"] for group in split.param_groups] == [0.2, 0.1]
+
+
+def test_groups_in_another_order_are_refused_where_a_scheduler_counts_them(tmp_path: Path) -> None:
+    def groups(model: TinyNet, reverse: bool):
+        body = [p for n, p in model.named_parameters() if "head" not in n]
+        both = [{"params": body, "lr": 0.1}, {"params": list(model.head.parameters()), "lr": 0.2}]
+        opt = torch.optim.SGD(both[::-1] if reverse else both)
+        return opt, torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch)
+
+    model = TinyNet()
+    opt, sched = groups(model, reverse=False)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt, scheduler=sched)
+        swapped, swapped_sched = groups(model, reverse=True)
+        with pytest.raises(IncompatibleCheckpointError, match="another order"):
+            run.resume(optimizer=swapped, scheduler=swapped_sched)
+
+
+def test_a_scheduler_that_refuses_its_state_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    def sequential(opt: torch.optim.Optimizer, count: int) -> torch.optim.lr_scheduler.SequentialLR:
+        parts = [torch.optim.lr_scheduler.ConstantLR(opt) for _ in range(count)]
+        return torch.optim.lr_scheduler.SequentialLR(opt, parts, milestones=list(range(1, count)))
+
+    model, opt, _ = make("sgd")
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt, scheduler=sequential(opt, 3))
+        other, other_opt, _ = make("sgd", seed=5)
+        sched = sequential(other_opt, 2)
+        before = state_bits(other, other_opt, sched)
+        with pytest.raises(IncompatibleCheckpointError, match="the scheduler refuses"):
+            run.resume(model=other, optimizer=other_opt, scheduler=sched)
+        assert state_bits(other, other_opt, sched) == before
+
+
+def test_values_that_were_apart_are_not_put_into_a_tied_tensor(tmp_path: Path) -> None:
+    apart = TinyNet()
+    apart.tied.weight = nn.Parameter(torch.zeros(4, 4))
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=apart)
+        with pytest.raises(IncompatibleCheckpointError, match="tied now"):
+            run.resume(model=TinyNet())
+
+
+def test_models_without_memory_are_refused(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        empty = TinyNet()
+    with tk.Run(tmp_path) as run:
+        with pytest.raises(UnsavableError, match="meta device"):
+            run.save(0, model=empty)
+        run.save(0, model=TinyNet())
+        with pytest.raises(IncompatibleCheckpointError, match="without memory"):
+            run.resume(model=empty)
+
+
+def test_a_default_device_does_not_reach_inside(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with torch.device("meta"), tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        run.resume(model=model, optimizer=opt)
+        assert tk.open(next((tmp_path / "packs").iterdir()))["model/fc.bias"].load().device.type == "cpu"
+
+
+def test_the_best_of_a_loss_is_the_lowest_whatever_else_is_in_its_name(tmp_path: Path) -> None:
+    for metric, best in [
+        ("val_dice_loss", 1),
+        ("layer2_loss", 1),
+        ("val_loss_accumulated", 1),
+        ("val/f1", 2),
+        ("val.acc", 2),
+    ]:
+        folder = tmp_path / metric.replace("/", "_")
+        with tk.Run(folder, monitor=metric) as run:
+            for step, value in enumerate([0.1, 0.9], start=1):
+                run.log(**{metric: value})
+                run.save(step, model=nn.Linear(1, 1))
+            assert run.best.step == best, metric
+    with pytest.raises(ValueError, match="high or a low 'goodness'"):
+        tk.Run(tmp_path, monitor="goodness")
+
+
+def test_a_forked_child_has_to_ask_for_the_lock(tmp_path: Path) -> None:
+    with tk.Run(tmp_path) as run:
+        run.log(a=1)
+        child = os.fork()
+        if child == 0:
+            try:
+                run.log(a=2)
+                os._exit(1)
+            except RunLockedError:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        shutil.copytree(tmp_path, tmp_path / "backup")  # opens and closes the lock file
+        code = f"import torchkeep as tk\ntk.Run({str(tmp_path)!r}).log(a=3)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 1
+        run.log(a=4)
+    assert tk.Run(tmp_path).history.metric("a") == [1, 4]
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with tk.Run("run") as run:
+        run.save(0, model=nn.Linear(1, 1))
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        run.save(1)
+    assert len(tk.Run(tmp_path / "run").snapshots) == 2 and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_log_that_fails_leaves_the_history_whole(tmp_path: Path) -> None:
+    code = textwrap.dedent(f"""
+        import resource, signal, torchkeep as tk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        run = tk.Run({str(tmp_path)!r})
+        run.log(a=1)
+        size = (run.path / "history.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+        try:
+            run.log(a=2)
+        except tk.errors.SaveError as error:
+            print(error.brief)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        run.log(a=3)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "history.jsonl cannot be written" in done.stdout
+    assert tk.Run(tmp_path).history.metric("a") == [1, 3] and tk.Run(tmp_path).history.damaged == ()
+
+
+def test_a_run_in_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SaveError, match="cannot be written"):
+        tk.Run(tmp_path / "file" / "run").log(a=1)
+    with pytest.raises(SaveError, match="tracks one model, one optimizer"):
+        tk.Run(tmp_path / "run").resume(optimizer=[1, 2])

@@ -315,3 +315,80 @@ def test_verify_on_open_needs_digests(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(CorruptCheckpointError, match="no digests"):
         tk.open(path, verify=True)
+
+
+# -- what an adversarial review found ---------------------------------------------------------------------------
+
+
+def test_two_versions_of_one_path_are_not_one_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tk.save({"w": torch.zeros(3)}, path)
+    old = tk.open(path)
+    tk.save({"w": torch.ones(3)}, path)
+    new = tk.open(path)
+    tk.save({"old": dict(old), "new": dict(new)}, tmp_path / "both.safetensors")
+    both = tk.load(tmp_path / "both.safetensors")
+    assert (both["old"]["w"] == 0).all() and (both["new"]["w"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        {"__metadata__": torch.ones(1), "b": torch.ones(1)},
+        {"blob": b"x" * 80_000_000},
+        {"d": torch.quint8},
+        {"t": torch.zeros(2, dtype=torch.uint8).view(torch.bits8)},
+        {torch.ones(1): 1},
+    ],
+    ids=["metadata", "blob", "dtype", "bits", "key"],
+)
+def test_nothing_is_saved_that_could_not_be_loaded(tmp_path: Path, obj: Any) -> None:
+    path = tmp_path / "x.safetensors"
+    tk.save({"good": torch.ones(1)}, path)
+    with pytest.raises(UnsavableError):
+        tk.save(obj, path)
+    assert (tk.load(path)["good"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**5000, -(10**400), np.str_(""), np.bytes_(b""), {"\ud800": 1}, {"$": {"$": 1}}],
+    ids=["huge", "negative", "empty text", "empty bytes", "surrogate", "tag"],
+)
+def test_odd_values_come_back(tmp_path: Path, value: Any) -> None:
+    tk.save({"v": value}, tmp_path / "x.safetensors")
+    back = tk.load(tmp_path / "x.safetensors")["v"]
+    assert back == value and type(back) is type(value)
+
+
+def test_deep_nesting_is_saved_or_refused(tmp_path: Path) -> None:
+    deep: Any = [1]
+    for _ in range(120):
+        deep = [deep]
+    tk.save(deep, tmp_path / "x.safetensors")
+    assert tk.load(tmp_path / "x.safetensors") == deep
+    for _ in range(10_000):
+        deep = [deep]
+    with pytest.raises(UnsavableError, match="nested too deeply"):
+        tk.save(deep, tmp_path / "x.safetensors")
+
+
+def test_loaded_objects_are_their_own_unless_mapped_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    torch.save({"w": torch.zeros(100_000)}, path)
+    mine, mapped = tk.load(path), tk.load(path, mmap=True)
+    torch.save({"w": torch.ones(100_000)}, path)  # in place, as the usual training loop does
+    assert (mine["w"] == 0).all() and (mapped["w"] == 1).all()
+    torch.save({"w": torch.ones(2)}, path)
+    assert (mine["w"] == 0).all()
+
+
+def test_converting_keeps_kinds_and_says_what_it_cannot_keep(tmp_path: Path, checkpoints: Path) -> None:
+    target = tmp_path / "x.safetensors"
+    tk.convert(checkpoints / "torch2.13.0-py3.11" / "cnn_whole_model.pth", target)
+    assert tk.open(target)["bn1.running_mean"].kind == "buffer"
+    report = tk.convert(checkpoints / "torch2.13.0-py3.11" / "cl_channels_last.pth", target)
+    assert any("row by row" in note for note in report.save.notes)
+    tk.save(TinyNet(), target)
+    tk.convert(target, tmp_path / "y.safetensors")
+    assert tk.open(tmp_path / "y.safetensors").modules == tk.open(target).modules

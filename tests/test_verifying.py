@@ -109,3 +109,9 @@ def test_progress_reaches_the_end(run_folder: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(tk.errors.LoadError, match="neither a run nor a file"):
         tk.verify(tmp_path)
+
+
+def test_a_snapshot_that_is_gone_from_the_middle_is_damage(run_folder: Path) -> None:
+    (run_folder / "snapshots" / "2.json").unlink()
+    report = tk.verify(run_folder)
+    assert not report.ok and "it is missing, and later ones are there" in str(report)

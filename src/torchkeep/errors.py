@@ -48,8 +48,17 @@ class TorchkeepError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def brief(self) -> str:
+        """What is wrong and where, in one line, without the hint."""
+        return self._where() + self.message.partition("\n")[0]
+
+    def _where(self) -> str:
+        return ""
+
     def __str__(self) -> str:
-        return f"{self.message}\n  try: {self.hint}" if self.hint else self.message
+        text = self._where() + self.message
+        return f"{text}\n  try: {self.hint}" if self.hint else text
 
 
 class OpenError(TorchkeepError):
@@ -67,8 +76,8 @@ class OpenError(TorchkeepError):
         self.file = file
         self.place = place
 
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.place, super().__str__()) if part)
+    def _where(self) -> str:
+        return "".join(f"{part}: " for part in (self.file, self.place) if part)
 
 
 class CheckpointNotFoundError(OpenError, FileNotFoundError):

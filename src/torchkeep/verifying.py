@@ -81,7 +81,7 @@ def _file(tally: _Tally, source: Source) -> None:
     try:
         ckpt = part.open(source, Limits())
     except CorruptCheckpointError as error:
-        tally.add(tally.path, source.size, str(error))
+        tally.add(tally.path, source.size, error.brief)
         return
     if isinstance(part, TorchZip):
         for name, ok, nbytes in part.verify(source, Limits()):
@@ -160,7 +160,7 @@ def _pack(tally: _Tally, store: Store, key: str) -> dict[str, tuple[str, str, tu
         header = read_header(source, Limits())
         lazy = Safetensors().open(source, Limits())
     except OpenError as error:
-        tally.add(key, source.size, str(error))
+        tally.add(key, source.size, error.brief)
         return {}
     order = sorted(header.entries, key=lambda name: header.entries[name].start)
     found = {name: (_digest(lazy[name]), dtype_name(lazy[name].dtype), tuple(lazy[name].shape)) for name in order}
@@ -177,7 +177,7 @@ def _manifest(tally: _Tally, archive: Archive, sequence: int) -> Body | None:
         tally.add(what, 0, "it is missing, and later ones are there")
         return None
     except OpenError as error:
-        tally.add(what, 0, str(error))
+        tally.add(what, 0, error.brief)
         return None
     tally.add(what, 0)
     return body
@@ -223,6 +223,8 @@ def _tag(tally: _Tally, store: Store, sequences: set[int]) -> None:
     try:
         sequence = msgspec.json.decode(unseal(data, file=BEST))["sequence"]
         problem = "" if sequence in sequences else f"it points to snapshot {sequence}, which is not intact"
-    except (CorruptCheckpointError, msgspec.DecodeError, KeyError, TypeError) as error:
-        problem = str(error)
+    except CorruptCheckpointError as error:
+        problem = error.brief
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        problem = f"it cannot be read: {error}"
     tally.add(BEST, len(data), problem)

@@ -122,7 +122,7 @@ class Archive:
             try:
                 intact.append(self.body(sequence))
             except CorruptCheckpointError as error:
-                damaged[sequence] = str(error)
+                damaged[sequence] = error.brief
         return intact, damaged
 
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -273,7 +273,7 @@ class Archive:
             return Safetensors().open(self._store.source(f"{PACKS}{ident}.safetensors"), Limits())
         except (KeyNotFoundError, OpenError) as error:
             names = [entry.name for entry in body.entries if entry.pack >= 0 and body.packs[entry.pack] == ident]
-            reason = "is missing" if isinstance(error, KeyNotFoundError) else f"cannot be read ({error})"
+            reason = "is missing" if isinstance(error, KeyNotFoundError) else f"cannot be read ({error.brief})"
             raise self._damage(ident, names, reason) from error
 
     def _damage(self, ident: str, names: Sequence[str], reason: str) -> CorruptCheckpointError:

@@ -243,7 +243,7 @@ class Run:
                     f"{self.path} has no snapshot {sequence}", hint="`torchkeep runs` lists them"
                 ) from error
             except CorruptCheckpointError as error:
-                skipped.append(Skipped(sequence, str(error)))
+                skipped.append(Skipped(sequence, error.brief))
                 continue
             self.last_resume = self._restore(body, tensors, tuple(skipped))
             return self.last_resume.next_step
