@@ -115,3 +115,13 @@ def test_a_snapshot_that_is_gone_from_the_middle_is_damage(run_folder: Path) -> 
     (run_folder / "snapshots" / "2.json").unlink()
     report = tk.verify(run_folder)
     assert not report.ok and "it is missing, and later ones are there" in str(report)
+
+
+def test_a_zip_without_checksums_is_not_called_intact(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    report = tk.verify(tmp_path / "x.pth")
+    assert not report.ok and "left out the checksums" in str(report)

@@ -57,8 +57,9 @@ class _Tally:
 def verify(path: PathLike, *, progress: Progress | None = None) -> VerifyReport:
     """Read every byte of a file or run and compare it with what was written.
 
-    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, a torch zip by the CRC of each record.
-    Files that carry neither cannot be verified: the report says so and is not `ok`.
+    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, every byte of them. A torch zip is checked
+    by the CRC of each record; padding and timestamps between the records carry neither data nor checksum. Files that
+    have no checksums cannot be verified: the report says so and is not `ok`.
 
     Args:
         path: a file in any format that `open` reads, or the folder of a run.
@@ -86,6 +87,8 @@ def _file(tally: _Tally, source: Source) -> None:
     if isinstance(part, TorchZip):
         for name, ok, nbytes in part.verify(source, Limits()):
             tally.add(name, nbytes, "" if ok else "its CRC is not that of its bytes")
+        if not tally.checked:
+            tally.unchecked.append("its writer left out the checksums of its records")
     elif ckpt.facts is not None and ckpt.facts.header:
         _digests(tally, ckpt)
     else:
