@@ -764,3 +764,22 @@ def test_a_run_in_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path: P
         tk.Run(tmp_path / "file" / "run").log(a=1)
     with pytest.raises(SaveError, match="tracks one model, one optimizer"):
         tk.Run(tmp_path / "run").resume(optimizer=[1, 2])
+
+
+def test_a_pointer_that_cannot_be_written_does_not_fail_a_committed_save(tmp_path: Path) -> None:
+    class NoTags:
+        def __init__(self, store: object) -> None:
+            self.store = store
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.store, name)
+
+        def put(self, key: str, *args: object, **options: object) -> bool:
+            if key.startswith("tags/"):
+                raise SaveError("no")
+            return self.store.put(key, *args, **options)
+
+    with tk.Run(tmp_path, store=NoTags(tk.local_store(tmp_path))) as run:
+        run.log(val_loss=1.0)
+        assert run.save(0, model=nn.Linear(1, 1)).sequence == 1
+        assert run.best is not None

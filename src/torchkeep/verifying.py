@@ -57,9 +57,9 @@ class _Tally:
 def verify(path: PathLike, *, progress: Progress | None = None) -> VerifyReport:
     """Read every byte of a file or run and compare it with what was written.
 
-    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, every byte of them. A torch zip is checked
-    by the CRC of each record; padding and timestamps between the records carry neither data nor checksum. Files that
-    have no checksums cannot be verified: the report says so and is not `ok`.
+    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, every byte of them. A torch zip is
+    checked by the CRC of each record; padding and timestamps between the records carry neither data nor checksum.
+    Files that have no checksums cannot be verified: the report says so and is not `ok`.
 
     Args:
         path: a file in any format that `open` reads, or the folder of a run.

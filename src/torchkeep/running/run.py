@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -380,7 +381,8 @@ class Run:
         best = self.best
         if best is not None and best.sequence == body.sequence:
             pointer = seal(b'{"sequence":%d}' % body.sequence)
-            self._store.put(BEST, [pointer], replace=True)
+            with contextlib.suppress(SaveError):  # the snapshot is committed, and the pointer can be computed again
+                self._store.put(BEST, [pointer], replace=True)
 
 
 def _plain_number(name: str, value: Any) -> Any:
