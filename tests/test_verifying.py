@@ -125,3 +125,14 @@ def test_a_zip_without_checksums_is_not_called_intact(tmp_path: Path) -> None:
         torch.serialization.set_crc32_options(True)
     report = tk.verify(tmp_path / "x.pth")
     assert not report.ok and "left out the checksums" in str(report)
+
+
+def test_a_damaged_marker_is_named_with_the_line_that_mends_it(run_folder: Path) -> None:
+    marker = run_folder / "torchkeep.json"
+    good = marker.read_text()
+    marker.write_bytes(b"\xeb" + marker.read_bytes())
+    assert not tk.verify(run_folder).ok
+    with pytest.raises(tk.errors.SaveError, match="is damaged") as caught:
+        tk.Run(run_folder).resume(model=TinyNet())
+    marker.write_text(caught.value.hint.partition("torchkeep.json: ")[2])
+    assert marker.read_text() == good and tk.verify(run_folder).ok

@@ -228,6 +228,6 @@ def _tag(tally: _Tally, store: Store, sequences: set[int]) -> None:
         problem = "" if sequence in sequences else f"it points to snapshot {sequence}, which is not intact"
     except CorruptCheckpointError as error:
         problem = error.brief
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
         problem = f"it cannot be read: {error}"
     tally.add(BEST, len(data), problem)

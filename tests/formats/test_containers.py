@@ -25,6 +25,7 @@ from torchkeep.errors import (
 )
 from torchkeep.formats.foreign import explain
 from torchkeep.formats.safetensors import Safetensors, read_header
+from torchkeep.formats.torch_legacy import TorchLegacy
 
 # Zip
 
@@ -265,3 +266,29 @@ def test_other_files_are_named(head: bytes, error: type[TorchkeepError], said: s
     assert said in str(found)
     assert "some.file" in str(found)
     assert not Safetensors().sniff(Probe(head, len(head)))
+
+
+def several(*values: Any) -> bytes:
+    stream = io.BytesIO()
+    for value in values:
+        torch.save(value, stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+def test_several_saves_in_one_file_are_all_read() -> None:
+    ckpt = TorchLegacy().open(Bytes(several({"a": torch.ones(2)}, {"b": torch.zeros(3)})), Limits())
+    assert {name: tensor.load().tolist() for name, tensor in ckpt.items()} == {"a": [1, 1], "b": [0, 0, 0]}
+    assert [finding.code for finding in ckpt.findings] == ["several-saves"]
+    ckpt = TorchLegacy().open(
+        Bytes(several({"a": torch.ones(1)}, {"a": torch.zeros(1)}, torch.full((1,), 2.0))), Limits()
+    )
+    assert {name: tensor.load().item() for name, tensor in ckpt.items()} == {"0.a": 1, "1.a": 0, "2": 2}
+
+
+def test_a_second_save_that_cannot_be_read_is_a_finding() -> None:
+    data = several({"a": torch.ones(2)}, {"b": torch.zeros(3)})
+    place = data.rindex(b"storage")
+    broken = data[:place] + b"st\xffrage" + data[place + 7 :]
+    ckpt = TorchLegacy().open(Bytes(broken), Limits())
+    assert list(ckpt) == ["a"]
+    assert any(finding.code == "trailing-data" for finding in ckpt.findings)

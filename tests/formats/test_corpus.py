@@ -126,9 +126,6 @@ def producer_fits(path: Path, ckpt: Checkpoint) -> bool:
 
 def known_exception(path: Path, ckpt: Checkpoint) -> str:
     """Why a file may differ from its sidecar; empty if it may not."""
-    magic = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-    if path.read_bytes().count(magic) == 2 and any(finding.code == "trailing-data" for finding in ckpt.findings):
-        return "two saves in one file: the first is read, the finding trailing-data tells of the second"
     if any(module.class_name == "<computed by the file>" for module in ckpt.modules):
         return "the class itself is made by the pickle (cloudpickle), so it has no name"
     return ""

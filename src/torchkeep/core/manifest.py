@@ -116,7 +116,7 @@ def decode_manifest(data: bytes, *, file: str) -> Body:
     content = unseal(data, file=file)
     try:
         body = msgspec.json.decode(content, type=Body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise CorruptCheckpointError(f"is no manifest: {error}", file=file) from error
     if body.version > FORMAT_VERSION:
         raise UnsupportedFeatureError(

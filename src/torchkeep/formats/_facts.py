@@ -32,7 +32,7 @@ def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> Fil
         return None
     try:
         facts = msgspec.json.decode(text, type=FileFacts)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"cannot be read: {error}", file=file, place=_PLACE) from error
     if facts.version > FileFacts().version:
         raise UnsupportedFeatureError(

@@ -24,8 +24,14 @@ from ._torch import TensorReader, with_dangers
 MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_FORMS = (MAGIC.to_bytes(10, "little"), b"L%dL\n" % MAGIC)
 _PROTOCOL = 1001
+_MOST_SAVES = 1000
 _WINDOW = 1 << 20
 _UNLISTED = "the file does not list this storage"
+
+
+def _begins_a_save(head: bytes) -> bool:
+    """Whether these bytes are torch's magic number, pickled by any protocol."""
+    return any(form in head[:64] for form in _MAGIC_FORMS) and head[:1] in {b"\x80", b"L"}
 
 
 class TorchLegacy:
@@ -35,8 +41,7 @@ class TorchLegacy:
 
     def sniff(self, probe: Probe) -> bool:
         """Whether the file begins with torch's magic number, pickled by any protocol."""
-        start = probe.head[:64]
-        return any(form in start for form in _MAGIC_FORMS) and start[:1] in {b"\x80", b"L"}
+        return _begins_a_save(probe.head)
 
     @collector_paused()
     @truncation_is_corruption()
@@ -44,23 +49,23 @@ class TorchLegacy:
         """Read the five pickles and find the storages, without reading them.
 
         A file that was cut within the storages still opens; its findings say so, and tensors that are cut off say so
-        when they are loaded.
+        when they are loaded. Several saves into one file are read one after another: as one dict where they are dicts
+        without a common key, else as a list.
 
         Raises:
             CorruptCheckpointError: the pickles are damaged, or storages are not of the size that they declare.
         """
         reading = _Reading(source, limits)
         try:
-            tree, tensors, storages, end = reading.pickles()
+            saves = reading.saves()
         except OpenError as error:
             raise with_dangers(error, reading.seen)  # noqa: B904 - it is the same error
-        reading.place(tensors, storages, end)
         contents = Contents(
-            tree,
+            _joined(saves),
             reading.seen,
             hints=_hints(reading.seen),
             findings=tuple(reading.findings),
-            metadata={f"source:{name}": text for name, text in tensors.sources.items()},
+            metadata={f"source:{name}": text for name, text in reading.sources.items()},
         )
         return checkpoint_from(source.name, self.name, contents, limits)
 
@@ -85,17 +90,45 @@ class _Reading:
         self.limits = limits
         self.seen: dict[Global, Use] = {}
         self.findings: list[Finding] = []
+        self.sources: dict[str, str] = {}
+
+    def saves(self) -> list[Any]:
+        """The object of each save in the file; nearly always there is one."""
+        tree, end = self._save(0)
+        trees = [tree]
+        while end is not None and end < self.source.size:
+            head = bytes(self.source.read(end, min(64, self.source.size - end)))
+            if len(trees) == _MOST_SAVES or not _begins_a_save(head):
+                self._trailing(end, "something")
+                break
+            try:
+                tree, after = self._save(end)
+            except OpenError as error:
+                self._trailing(end, f"another save, which cannot be read ({error.brief})")
+                break
+            trees.append(tree)
+            end = after
+        if len(trees) > 1:
+            message = f"holds {len(trees)} saves one after another; torch.load reads the first alone"
+            self.findings.append(Finding("several-saves", "info", message))
+        return trees
+
+    def _save(self, start: int) -> tuple[Any, int | None]:
+        """The object of one save, and where it ends; None where the file is cut."""
+        tree, tensors, storages, end = self.pickles(start)
+        self.sources.update(tensors.sources)
+        return tree, self.place(tensors, storages, end)
 
     def fail(self, what: str, place: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(
             what, file=self.source.name, place=place, hint="fetch or copy the file again and compare its size"
         )
 
-    def pickles(self) -> tuple[Any, TensorReader, _Storages, int]:
+    def pickles(self, start: int) -> tuple[Any, TensorReader, _Storages, int]:
         """The object, what made its tensors, the storages it declares, and where the object's pickle ended."""
-        magic = self._plain(0, "magic number")
+        magic = self._plain(start, "magic number")
         if type(magic.value) is not int or magic.value != MAGIC:
-            raise self.fail("does not begin with torch's magic number", "byte 0")
+            raise self.fail("does not begin with torch's magic number", f"byte {start}")
         protocol = self._plain(magic.end, "protocol")
         if protocol.value != _PROTOCOL:
             raise UnsupportedFeatureError(
@@ -155,8 +188,8 @@ class _Reading:
                 raise self.fail(f"lists storage {key[:100]!r}, which the object does not have", "storage keys")
         return keys, found.end
 
-    def place(self, tensors: TensorReader, storages: _Storages, start: int) -> None:
-        """Find the bytes of each storage."""
+    def place(self, tensors: TensorReader, storages: _Storages, start: int) -> int | None:
+        """Find the bytes of each storage; returns where the last one ends, None where the file is cut."""
         keys, position = self._keys(start, storages.declared)
         for key in keys:
             ref = storages.declared[key]
@@ -166,11 +199,11 @@ class _Reading:
         if position is None:
             self._truncated(lost, storages)
             tensors.settle_views()
-            return
+            return None
         if lost:
             message = f"{len(lost)} storages are not in the file, such as {lost[0][:100]!r}"
             self.findings.append(Finding("missing-storage", "danger", message, "storage keys"))
-        self._trailing(position)
+        return position
 
     def _truncated(self, lost: list[str], storages: _Storages) -> None:
         size, count = self.source.size, len(storages.declared)
@@ -196,16 +229,22 @@ class _Reading:
         ref.offset = position + 8
         return end
 
-    def _trailing(self, end: int) -> None:
+    def _trailing(self, end: int, what: str) -> None:
         rest = self.source.size - end
-        if rest <= 0:
-            return
-        head = bytes(self.source.read(end, min(4, rest)))
-        what = {b"PK": "a zip archive", b"\x80\x02": "another pickle, perhaps of a second save"}.get(
-            head[:2], "something"
-        )
+        if bytes(self.source.read(end, min(2, rest))) == b"PK":
+            what = "a zip archive"
         message = f"{rest:,} bytes follow the checkpoint: {what}"
         self.findings.append(Finding("trailing-data", "warning", message, f"byte {end}"))
+
+
+def _joined(saves: list[Any]) -> Any:
+    """Several saves as one object: dicts without a common key as one dict, others as a list."""
+    if len(saves) == 1:
+        return saves[0]
+    keys = [key for save in saves if isinstance(save, dict) for key in save]
+    if all(isinstance(save, dict) for save in saves) and len(set(keys)) == len(keys):
+        return {key: value for save in saves for key, value in save.items()}
+    return saves
 
 
 def _hints(seen: dict[Global, Use]) -> tuple[Hint, ...]:
