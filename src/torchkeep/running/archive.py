@@ -297,7 +297,7 @@ def check_marker(data: bytes) -> None:
     except (msgspec.DecodeError, ValueError) as error:
         raise SaveError(
             f"{MARKER} is damaged: {error}",
-            hint=f"`torchkeep verify` it; if the rest is intact, write this line into {MARKER}: {MARKER_BYTES.decode()}",
+            hint=f"`torchkeep verify` it; if all else is intact, write this into {MARKER}: {MARKER_BYTES.decode()}",
         ) from error
     if marker.get("format") != "torchkeep-run" or marker.get("version") != FORMAT_VERSION or marker.get("features"):
         raise SaveError(f"{MARKER} names a format that this torchkeep cannot write: {marker}", hint="upgrade torchkeep")
