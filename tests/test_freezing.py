@@ -514,3 +514,13 @@ def test_the_guard_is_a_plain_callable(net: Net) -> None:
     assert guard.wanted
     assert guard(False) is net.stem
     assert not guard.wanted
+
+
+@pytest.mark.parametrize(
+    "selection", ["* but haed", "0, typo", ["0", "typo"], "* but 1, typo", "first 99", "0 but typo.*"]
+)
+def test_every_part_of_a_selection_must_match_something(selection: object) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(SelectorError, match="matches nothing"):
+        freeze(model, selection)
+    assert all(parameter.requires_grad for parameter in model.parameters())

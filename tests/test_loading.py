@@ -212,7 +212,7 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(tk.errors.CheckpointNotFoundError):
         tk.load_into(b, tmp_path / "no.pth")
     with pytest.raises(ValueError, match="there is no rule 'fuzzy'"):
-        tk.load_into(b, {}, rules=["fuzzy"])
+        tk.load_into(b, b, rules=["fuzzy"])
 
 
 def test_a_fold_counts_layers_in_the_report() -> None:
@@ -333,3 +333,24 @@ def test_sources_and_models_without_values_are_named() -> None:
         empty = TinyNet()
     report = tk.load_into(empty, a)
     assert any("scratch" in note for note in report.notes), "a passing buffer has no values in any file"
+
+
+def test_what_a_newcomer_gets_wrong_is_named(tmp_path: Path) -> None:
+    a, b = two()
+    with pytest.raises(LoadError, match="the model comes first"):
+        tk.load_into(tmp_path / "x.pth", b)
+    with pytest.raises(LoadError, match="no weights in a state dict"):
+        tk.load_into(b, {}, allow="*")
+    report = tk.load_into(b, a, allow=["head", "haed.*"])
+    assert any("haed" in note for note in report.notes) and not any("'head'" in note for note in report.notes)
+    tk.load_into(nn.ModuleDict({"x": b}), a.state_dict(), rules=tk.add("x."))
+    with pytest.raises(TypeError, match=r"tk\.open"):
+        tk.inspect("x.pth")
+    with pytest.raises(TypeError, match="by its path"):
+        tk.open(b)
+    assert torch.equal(tk.open(_saved(a, tmp_path)).model.load()["conv.weight"], a.conv.weight)
+
+
+def _saved(model: nn.Module, folder: Path) -> Path:
+    torch.save(model.state_dict(), folder / "saved.pth")
+    return folder / "saved.pth"

@@ -344,7 +344,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with tk.Run(tmp_path) as run:
         run.save(0, model=model)
-        with pytest.raises(RunLockedError, match=f"process {os.getpid()}"):
+        with pytest.raises(RunLockedError, match="another Run object of this process"):
             tk.Run(tmp_path).save(1, model=model)
         run.save(1)  # the refused attempt did not take the lock away
         code = f"import torchkeep as tk\ntk.Run({str(tmp_path)!r}).log(a=1)"
@@ -783,3 +783,68 @@ def test_a_pointer_that_cannot_be_written_does_not_fail_a_committed_save(tmp_pat
         run.log(val_loss=1.0)
         assert run.save(0, model=nn.Linear(1, 1)).sequence == 1
         assert run.best is not None
+
+
+# -- what a newcomer stumbled over ------------------------------------------------------------------------------
+
+
+def test_a_refused_resume_does_not_change_what_is_tracked(tmp_path: Path) -> None:
+    right = nn.Linear(3, 2)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=right)
+        with pytest.raises(IncompatibleCheckpointError):
+            run.resume(model=nn.Linear(3, 4))
+        run.save(1)
+        assert run.digests()["model/weight"] == run.digests(1)["model/weight"]
+        with pytest.raises(IncompatibleCheckpointError, match="holds no scheduler"):
+            run.resume(model=right, scheduler=SCHEDULERS["step"](torch.optim.SGD(right.parameters(), lr=1)))
+        assert run.resume(model=right) == 2
+        for wrong in ({"model": "x"}, {"model": right.state_dict()}, {"scheduler": 3}):
+            with pytest.raises(SaveError, match="which is no"):
+                run.resume(**wrong)
+
+
+def test_who_reads_a_run_later_sees_the_best_as_its_writer_did(tmp_path: Path) -> None:
+    with tk.Run(tmp_path, monitor="goodness", mode="max") as run:
+        for step, (goodness, loss) in enumerate([(0.1, 0.1), (0.9, 0.9)]):
+            run.log(goodness=goodness, val_loss=loss)
+            run.save(step, model=nn.Linear(1, 1))
+        assert run.best.step == 1
+    assert tk.Run(tmp_path).best.step == 1
+    assert tk.Run(tmp_path, monitor="val_loss").best.step == 0
+    (tmp_path / "tags" / "best.json").write_bytes(b"broken")
+    assert tk.Run(tmp_path).best.step == 0, "without the pointer a usual metric decides"
+
+
+def test_weights_of_a_snapshot_without_resuming(tmp_path: Path) -> None:
+    model, opt, _ = make()
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, optimizer=opt)
+        first = state_bits(model)
+        train_epoch(model, opt)
+        run.save(1)
+        other = TinyNet()
+        reader = tk.Run(tmp_path)  # while the writer holds the lock
+        tk.load_into(other, reader.open(1))
+        assert state_bits(other) == first
+        tk.load_into(other, reader.open(reader.snapshots[-1]))
+        assert state_bits(other) == state_bits(model)
+        assert set(reader.open()) == set(model.state_dict())
+        with pytest.raises(LoadError, match="no snapshot 9"):
+            reader.open(9)
+        extra = Counting(4.0)
+        run.save(2, model=extra, optimizer=torch.optim.SGD(extra.parameters(), lr=1))
+        again = Counting()
+        tk.load_into(again, reader.open())
+        assert again.count == 4.0
+    for pack in (tmp_path / "packs").iterdir():
+        damage(pack, "flip")
+    with pytest.raises(CorruptCheckpointError):
+        tk.Run(tmp_path).open(1)
+
+
+def test_missing_packs_show_in_the_summary(tmp_path: Path) -> None:
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=nn.Linear(1, 1))
+        next((tmp_path / "packs").iterdir()).unlink()
+        assert any("is missing; snapshots 1 need it" in text for text in run.summary().damaged)

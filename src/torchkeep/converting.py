@@ -9,7 +9,7 @@ from .core.checkpoint import Checkpoint
 from .core.live import AnyTensor
 from .core.report import ConvertReport
 from .core.tree import ABSENT
-from .errors import SaveError, UnsavableError
+from .errors import LoadError, SaveError, UnsavableError
 from .opening import PathLike, open_checkpoint
 from .saving import Contents, Progress, contents_of, of_object, save_contents
 
@@ -39,6 +39,8 @@ def convert(
     if path.exists() and path.samefile(source):
         raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
     if model_only:
+        if not ckpt.model_key and ckpt.kind not in {"weights", "module"}:
+            raise LoadError(f"{ckpt.file} holds no model that torchkeep recognises", hint="convert it whole")
         ckpt = ckpt.model
     contents, notes = _contents(ckpt, model_only)
     return ConvertReport(os.fspath(source), str(path), save_contents(contents, path, progress=progress), notes)

@@ -272,6 +272,13 @@ class _View:
         bare = {key for key in self.modules if not self.below[key] and hit(self.module_names[key])}
         if not parameters and not bare:
             raise self._nothing(selector)
+        known = [name for names in (*self.module_names.values(), *self.parameter_names.values()) for name in names]
+        for part in selector.unused(known, blocks):
+            close = nearest(part, known)
+            hint = (
+                f"the nearest names are {', '.join(map(repr, close))}" if close else f"the blocks are {shorten(blocks)}"
+            )
+            raise SelectorError(f"{part!r} in {str(selector)!r} matches nothing in the model", hint=hint)
         return _Chosen(str(selector), parameters, bare)
 
     def inside(self, keys: Iterable[int]) -> set[int]:

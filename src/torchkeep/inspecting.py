@@ -27,6 +27,8 @@ def inspect(model: nn.Module) -> ModuleSpec:
         model: any module, on any device, `meta` included. It is not run and not changed.
             DataParallel and torch.compile are seen through.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"inspect describes a live model, not a {type(model).__name__}; a file is opened by tk.open")
     model = unwrapped(model)
     modules = list(model.named_modules(remove_duplicate=False))
     first: dict[object, str] = {}

@@ -25,6 +25,7 @@ from .core.live import (
     tied_names,
     unwrapped,
 )
+from .core.names import Selector
 from .core.plan import LoadPlan, Rule, make_plan
 from .core.registry import make_part
 from .core.report import LoadReport
@@ -89,9 +90,14 @@ def load_into(
         LoadError: there are no weights in `source`, or the model cannot be loaded into.
         PartialLoadError: copying failed half way; `.applied` names what was copied.
     """
+    if not isinstance(model, nn.Module):
+        raise LoadError(
+            f"the first argument is a {type(model).__name__}, not a model",
+            hint="tk.load_into(model, source): the model comes first",
+        )
     weights = _weights_of(source)
     plan = _plan(model, weights, rules)
-    report = LoadReport(weights.title, plan)
+    report = LoadReport(weights.title, plan, notes=_unused(plan, weights, allow))
     try:
         report.check(allow)
     except IncompatibleCheckpointError as error:
@@ -101,7 +107,13 @@ def load_into(
     _check_casts(report, weights)
     _place(unwrapped(model), plan, device)
     _copy(plan, weights, model)
-    return replace(report, applied=True, notes=_left_on_meta(model))
+    return replace(report, applied=True, notes=(*report.notes, *_left_on_meta(model)))
+
+
+def _unused(plan: LoadPlan, weights: _Weights, allow: Any) -> tuple[str, ...]:
+    """Parts of `allow` that are no name of either side: probably typing errors, never dangerous."""
+    parts = Selector.of(allow).unused([*plan.target, *weights.specs]) if allow else []
+    return tuple(f"allow={part!r} matches no name of the model or the source" for part in parts)
 
 
 def _weights_of(source: Any) -> _Weights:
@@ -118,6 +130,8 @@ def _weights_of(source: Any) -> _Weights:
             f"weights cannot be taken from a {type(source).__name__}",
             hint="pass a path, a Checkpoint, a state dict or a module",
         )
+    if not weights.tensors and not weights.extra:
+        raise LoadError(f"there are no weights in {weights.title}", hint="print(tk.open(path)) shows what is in a file")
     for name, tensor in weights.tensors.items():
         plain = isinstance(tensor, LazyTensor) or (tensor.layout is torch.strided and not tensor.is_quantized)
         if not plain or str(tensor.device) == "meta":
@@ -156,7 +170,9 @@ def _of_state_dict(state: Mapping[Any, Any]) -> _Weights:
     return _Weights("a state dict", tensors, extra)
 
 
-def _plan(model: nn.Module, weights: _Weights, rules: Iterable[str | Rule] | None) -> LoadPlan:
+def _plan(model: nn.Module, weights: _Weights, rules: Iterable[str | Rule] | str | Rule | None) -> LoadPlan:
+    if rules is not None and (isinstance(rules, str) or not isinstance(rules, Iterable)):
+        rules = [rules]
     live, extra = state_of(model)
     lazy = [name for name, tensor in live.items() if is_lazy(tensor)]
     if lazy:

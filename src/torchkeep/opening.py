@@ -64,12 +64,14 @@ def as_source(path: PathLike | Source) -> Source:
         UnsupportedFeatureError: it is a folder.
     """
     if not isinstance(path, (str, os.PathLike)):
+        if not hasattr(path, "read") or not hasattr(path, "size"):
+            raise TypeError(f"a checkpoint is opened by its path, or as a tk.Source, not from a {type(path).__name__}")
         return path
     if Path(path).is_dir():
         raise UnsupportedFeatureError(
             "is a folder; sharded and distributed checkpoints are not read yet",
             file=os.fspath(path),
-            hint="open one of its files; for a run, use tk.Run or `torchkeep runs`",
+            hint="give one file; the weights in a run are tk.Run(path).open(), its list is `torchkeep runs`",
         )
     return MappedSource(path)
 
@@ -112,21 +114,23 @@ def load(
     *,
     device: torch.device | str | None = None,
     mmap: bool = False,
+    verify: bool = False,
     limits: Limits | None = None,
 ) -> Any:
     """Load the whole saved object: what `torch.load` gives, without running code from the file.
 
-    Tensors that shared memory share it again. Plain values come back as they were; objects of other classes are
-    inert `Record`s. A file that holds a model's state gives a dict of tensors.
+    Tensors that shared memory share it again. Plain values come back as they were; objects of other classes, NumPy's
+    among them, are inert `Record`s with `.args` and `.state`. A file of a model's state gives a dict of tensors.
 
     Args:
         path: a file in any format that `open` reads.
         device: where to put all tensors; the CPU if None, wherever they were saved from.
         mmap: leave them in the file, as views of a private mapping: at once, and without memory of their own, but
             only as long as nobody overwrites the file in place, as `torch.save` does.
+        verify: check the digests that torchkeep wrote into the file first.
         limits: how much the file may cost.
     """
-    ckpt = open_checkpoint(path, limits=limits)
+    ckpt = open_checkpoint(path, limits=limits, verify=verify)
     storages = Storages(device, mapped=mmap)
     loaded: dict[tuple[object, ...], torch.Tensor] = {}
 

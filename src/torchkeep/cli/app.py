@@ -55,6 +55,3 @@ def main() -> None:
         app()
     except tk.errors.TorchkeepError as error:
         sys.exit(fail(error, "--json" in sys.argv))
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(141)

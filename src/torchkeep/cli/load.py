@@ -38,7 +38,15 @@ def load(
     if out is not None and (dry_run or out.suffix != ".safetensors"):
         why = "nothing is loaded with --dry-run" if dry_run else f"{out} does not end in .safetensors"
         raise typer.BadParameter(why, param_hint="--out")
-    model = _factory(into)()
+    try:
+        model = _factory(into)()
+    except (typer.BadParameter, tk.errors.TorchkeepError):
+        raise
+    except Exception as error:
+        raise tk.errors.LoadError(
+            f"{into} failed: {type(error).__name__}: {error}",
+            hint="it is called without arguments; call it in Python to see where it fails",
+        ) from error
     if not hasattr(model, "state_dict"):
         raise typer.BadParameter(f"{into!r} made a {type(model).__name__}, which is no module", param_hint="--into")
     rules: Any = [*map(tk.strip, strip), "exact", "prefixes"] if strip else None
@@ -48,6 +56,8 @@ def load(
         answer(report, as_json)
         return
     answer(tk.load_into(model, file, allow=allow, rules=rules), as_json)
+    if out is None and not as_json:
+        print("the loaded model was not kept: give --out FILE.safetensors to save it")
     if out is not None:
         saved = tk.save(model, out)
         if not as_json:

@@ -17,6 +17,8 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List the snapshots of a run: step, metrics, what each one wrote, which is best."""
+    if not folder.exists():
+        raise tk.errors.CheckpointNotFoundError("there is no such folder", file=str(folder), hint="check the path")
     found = [folder] if tk.is_run(folder) else sorted(path for path in _folders(folder) if tk.is_run(path))
     if not found:
         raise tk.errors.LoadError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from ..errors import SelectorError
 from . import tree as trees
 from .names import fold, nearest
@@ -182,6 +184,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
             kind="module" if isinstance(inside, trees.Record) else "weights",
             modules=within,
         )
+
+    def load(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
+        """Every tensor by name, loaded: `model.load_state_dict(ckpt.model.load())`."""
+        return {name: tensor.load(device) for name, tensor in self.tensors.items()}
 
     def table(self) -> Table:
         """What is in it, folded for people."""

@@ -72,7 +72,7 @@ class Selector:
         return tuple(self.text) if several else (self.text,)
 
     @cached_property
-    def _terms(self) -> tuple[tuple[tuple[Any, ...], tuple[Any, ...]], ...]:
+    def _terms(self) -> tuple[tuple[tuple[_Atom, ...], tuple[_Atom, ...]], ...]:
         terms = (part._terms if isinstance(part, Selector) else (_parse(part),) for part in self._parts)
         return tuple(term for part in terms for term in part)
 
@@ -92,17 +92,37 @@ class Selector:
             for wants, nots in self._terms
         )
 
+    def unused(self, names: Iterable[str], blocks: Sequence[str] = ()) -> list[str]:
+        """The parts, excluded ones too, that match none of the names: nearly always typing errors."""
+        listed = list(names)
+        atoms = [atom for wants, nots in self._terms for atom in (*wants, *nots)]
+        return [
+            atom.text for atom in atoms if not any(_hit(atom, name, blocks) for name in listed) or atom.beyond(blocks)
+        ]
+
     def __str__(self) -> str:
         return ", ".join(_text(part) for part in self._parts)
+
+
+@dataclass(frozen=True)
+class _Atom:
+    """One word of a selector as it was written, and what it stands for: a name, a pattern, or a number of blocks."""
+
+    text: str
+    means: str | re.Pattern[str] | tuple[str, int]
+
+    def beyond(self, blocks: Sequence[str]) -> bool:
+        """Whether it asks for more blocks than there are."""
+        return isinstance(self.means, tuple) and self.means[1] > len(blocks)
 
 
 def _text(part: Any) -> str:
     return f"re:{part.pattern}" if isinstance(part, re.Pattern) else str(part)
 
 
-def _parse(part: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _parse(part: Any) -> tuple[tuple[_Atom, ...], tuple[_Atom, ...]]:
     if isinstance(part, re.Pattern):
-        return (part,), ()
+        return (_Atom(_text(part), part),), ()
     if not isinstance(part, str) or not part.strip():
         raise SelectorError(
             f"{part!r} is not a selector",
@@ -114,11 +134,15 @@ def _parse(part: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return _atoms([wanted]), _atoms(excluded)
 
 
-def _atoms(lists: list[str]) -> tuple[Any, ...]:
+def _atoms(lists: list[str]) -> tuple[_Atom, ...]:
     return tuple(_atom(word) for words in lists for word in re.split(r"\s*,\s*", words.strip()) if word)
 
 
-def _atom(word: str) -> Any:
+def _atom(word: str) -> _Atom:
+    return _Atom(word, _meaning(word))
+
+
+def _meaning(word: str) -> str | re.Pattern[str] | tuple[str, int]:
     if word.startswith("re:"):
         try:
             return re.compile(word[3:])
@@ -133,14 +157,15 @@ def _atom(word: str) -> Any:
     return word
 
 
-def _hit(atom: Any, name: str, blocks: Sequence[str]) -> bool:
-    if isinstance(atom, str):
-        return is_under(name, atom)
-    if isinstance(atom, tuple):
-        which, count = atom
+def _hit(atom: _Atom, name: str, blocks: Sequence[str]) -> bool:
+    means = atom.means
+    if isinstance(means, str):
+        return is_under(name, means)
+    if isinstance(means, tuple):
+        which, count = means
         chosen = blocks[:count] if which == "first" else blocks[max(0, len(blocks) - count) :]
         return any(is_under(name, block) for block in chosen)
-    return atom.search(name) is not None
+    return means.search(name) is not None
 
 
 def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:

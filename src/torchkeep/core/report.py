@@ -107,7 +107,9 @@ class LoadReport:
             return (
                 "no name matches: is it the right file, or does a prefix differ? rules=[tk.strip('...')] takes one off"
             )
-        groups = sorted({name.rpartition(".")[0] + ".*" if "." in name else name for name in names})
+        groups = names
+        if len(groups) > 6:
+            groups = sorted({name.rpartition(".")[0] + ".*" if "." in name else name for name in names})
         if len(groups) > 6:
             groups = sorted({name.split(".")[0] + ".*" if "." in name else name for name in names})[:6]
         return f"if that is meant, name it: allow={groups}"
@@ -181,8 +183,8 @@ class SaveReport:
     def __str__(self) -> str:
         what = f"snapshot {self.sequence}" if self.sequence else self.path
         text = (
-            f"saved {what}: wrote {human_bytes(self.bytes_written)} of {human_bytes(self.bytes_total)} "
-            f"({self.tensors_written} of {self.tensors_total} tensors) in {self.seconds:.2f} s"
+            f"saved {what}: wrote {human_bytes(self.bytes_written)} in {self.seconds:.2f} s "
+            f"({self.tensors_written} of {self.tensors_total} tensors; all of them: {human_bytes(self.bytes_total)})"
         )
         return "\n".join([text, *(f"  {note}" for note in self.notes)])
 

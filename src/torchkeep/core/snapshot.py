@@ -39,6 +39,12 @@ class Snapshot:
     new_bytes: int
     packs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        metrics = ", ".join(f"{name} {_number(value)}" for name, value in self.metrics.items())
+        return (
+            f"snapshot {self.sequence}: step {self.step}, {human_bytes(self.nbytes)}{', ' if metrics else ''}{metrics}"
+        )
+
 
 def snapshot_of(body: Body, seen: set[str]) -> Snapshot:
     """A snapshot from its manifest; `seen` has the digests of earlier ones and grows."""

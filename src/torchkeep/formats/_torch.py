@@ -51,7 +51,7 @@ def not_read(feature: str) -> UnsupportedFeatureError:
     """The error for something sound that is not read yet."""
     return UnsupportedFeatureError(
         f"holds {feature}, which torchkeep does not read yet",
-        hint="open it with torch itself, if you trust it, and save it as a plain state dict",
+        hint="if you trust it: load it with torch, make its tensors plain (to_dense(), dequantize()), and save it again",
     )
 
 

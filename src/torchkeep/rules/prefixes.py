@@ -42,8 +42,13 @@ def suggest(target: Specs, source: Specs) -> str:
         label, best = _best(wrapped, bare, _fits(target, source, wrapped, bare))
     except AmbiguousMatchError:
         return ""
+    return _written(label).removeprefix("tk.") if best else ""
+
+
+def _written(label: str) -> str:
+    """`strip teacher.` as one writes it in Python."""
     verb, _, prefix = label.partition(" ")
-    return f"{verb}({prefix!r})" if best else ""
+    return f"tk.{verb}({prefix!r})"
 
 
 def _fits(target: Specs, source: Specs, wrapped: dict[str, str], bare: dict[str, str]) -> Fits:
@@ -111,7 +116,7 @@ def _best(target: dict[str, str], source: dict[str, str], fits: Fits) -> tuple[s
         raise AmbiguousMatchError(
             f"{most} names match after {', '.join(map(repr, tied[:4]))} alike",
             candidates=tuple(tied),
-            hint="say which one: rules=[tk.strip('teacher.')], or load from ckpt.sub('teacher')",
+            hint=f"say which one: rules=[{_written(tied[0])}], or the other; or load from ckpt.sub(...)",
         )
     return tied[0], pairings[tied[0]]
 

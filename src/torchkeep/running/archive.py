@@ -237,6 +237,29 @@ class Archive:
                 place = Place(body.packs[entry.pack], entry.key or entry.name)
                 self._known.setdefault((entry.digest, entry.dtype, tuple(entry.shape)), place)
 
+    def missing_packs(self) -> tuple[str, ...]:
+        """For each pack that is not there, the snapshots that need it; whether packs are whole, only verify tells."""
+        there = {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
+        needed: dict[str, list[str]] = {}
+        for snapshot in self.snapshots():
+            for ident in snapshot.packs:
+                if ident not in there:
+                    needed.setdefault(ident, []).append(str(snapshot.sequence))
+        return tuple(
+            f"pack {ident[:12]}... is missing; snapshots {', '.join(who)} need it" for ident, who in needed.items()
+        )
+
+    def lazy(self, body: Body) -> dict[str, LazyTensor]:
+        """The tensors of a snapshot by full name, none of them read."""
+        opened = {ident: self._open(ident, body) for ident in body.packs}
+        return {
+            entry.name: opened[body.packs[entry.pack]][entry.key or entry.name].replace(
+                requires_grad=entry.requires_grad, device=entry.device
+            )
+            for entry in body.entries
+            if entry.pack >= 0
+        }
+
     def tensors(self, body: Body) -> dict[str, torch.Tensor]:
         """Every tensor of a snapshot, its digest checked. They are views of the mapped packs: copy before writing.
 

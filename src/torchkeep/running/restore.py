@@ -55,16 +55,15 @@ def plan_restore(body: Body, tensors: Tensors, model: nn.Module | None, optimize
     Raises:
         IncompatibleCheckpointError: an object does not fit what was saved; nothing was changed.
     """
+    whole = [_model(body, tensors, model)] if model is not None else []  # checked first, applied last
     steps = []
     if scheduler is not None:
         steps.append(_scheduler(body, tensors, scheduler))
     if optimizer is not None:
         steps.append(_optimizer(body, tensors, optimizer, parameter_names(model), ordered=scheduler is not None))
-    if model is not None:
-        steps.append(_model(body, tensors, model))
     value = _value(body.state["rng"], tensors)
     notes = () if len(value["cuda"]) in {0, _cuda_devices()} else ("the generators of other GPUs were left alone",)
-    return [*steps, Step("rng", lambda: _random(value), notes=notes)]
+    return [*steps, *whole, Step("rng", lambda: _random(value), notes=notes)]
 
 
 def carry_out(steps: list[Step]) -> None:
@@ -97,6 +96,12 @@ def _value(part: Any, tensors: Tensors) -> Any:
 def extra_of(body: Body, tensors: Tensors) -> Any:
     """What was saved as `extra`."""
     return _value(body.state["extra"], tensors) if "extra" in body.state else None
+
+
+def extra_state_of(body: Body, lazy: Mapping[str, Any]) -> dict[str, Any]:
+    """The extra state of the model's modules by its name in a state dict, tensors still lazy."""
+    value: dict[str, Any] = tagged.decode(body.state["model"]["extra"], lambda name: lazy[name])
+    return value
 
 
 def _part(body: Body, what: str, live: Any) -> Any:

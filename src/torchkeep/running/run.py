@@ -10,14 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from blake3 import blake3
 from torch import nn
 
 from ..core import tagged
+from ..core.checkpoint import Checkpoint
 from ..core.history import History, decode_history, encode_record, resume_mark, whole_lines
-from ..core.manifest import Body, HistoryMark, seal
+from ..core.manifest import Body, HistoryMark, seal, unseal
 from ..core.report import ResumeReport, SaveReport, Skipped
 from ..core.snapshot import RunSummary, Snapshot, best_of, spec_of_entry
 from ..engines.buffered import TEMPORARY, sync_folder, write_file
@@ -27,7 +29,7 @@ from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
 from .capture import capture
-from .restore import carry_out, extra_of, plan_restore
+from .restore import carry_out, extra_of, extra_state_of, plan_restore
 
 HISTORY, BEST = "history.jsonl", "tags/best.json"
 _MONITORS = ("val_loss", "eval_loss", "valid_loss", "val_accuracy", "val_acc", "eval_accuracy")
@@ -178,13 +180,13 @@ class Run:
         started = time.perf_counter()
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"step is {step!r}; it must be an integer from 0")
-        self._track(model=model, optimizer=optimizer, scheduler=scheduler)
-        if self._objects["model"] is None:
+        objects = self._with(model=model, optimizer=optimizer, scheduler=scheduler)
+        if objects["model"] is None:
             raise SaveError(
                 "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
             )
         self._begin()
-        captured = capture(**self._objects, extra=extra)
+        captured = capture(**objects, extra=extra)
         self._store.append(HISTORY, b"", durable=True)
         committed = self._archive.commit(
             captured.tensors,
@@ -194,7 +196,7 @@ class Run:
             history=HistoryMark(len(self._history), self._history_size, self._history_hash.hexdigest()),
             metrics=tagged.encode(History(tuple(self._history)).last),
         )
-        self._parent = committed.body.sequence
+        self._parent, self._objects = committed.body.sequence, objects
         self._tag_best(committed.body)
         sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in committed.body.entries}
         return SaveReport(
@@ -231,7 +233,7 @@ class Run:
             IncompatibleCheckpointError: an object differs from the one that was saved.
             CorruptCheckpointError: there are snapshots, and none is intact.
         """
-        self._track(model=model, optimizer=optimizer, scheduler=scheduler)
+        objects = self._with(model=model, optimizer=optimizer, scheduler=scheduler)
         self._begin()
         wanted = [snapshot] if snapshot is not None else list(reversed(self._archive.sequences()))
         skipped: list[Skipped] = []
@@ -246,18 +248,47 @@ class Run:
             except CorruptCheckpointError as error:
                 skipped.append(Skipped(sequence, error.brief))
                 continue
-            self.last_resume = self._restore(body, tensors, tuple(skipped))
+            self.last_resume = self._restore(body, tensors, tuple(skipped), objects)
             return self.last_resume.next_step
         if skipped:
             listed = "; ".join(f"{one.sequence}: {one.reason}" for one in skipped)
-            raise CorruptCheckpointError(f"no snapshot is intact: {listed}", file=str(self.path))
+            raise CorruptCheckpointError(
+                f"no snapshot is intact: {listed}",
+                file=str(self.path),
+                hint="bring the named files back from a copy; `torchkeep verify` lists all damage",
+            )
         if not self._logged:  # records of an earlier process that never committed a snapshot
             self._back_to(HistoryMark(0, 0, blake3().hexdigest()), 0)
         self.last_resume = ResumeReport()
-        self._parent = 0
+        self._parent, self._objects = 0, objects
         return 0
 
     # -- looking at it ----------------------------------------------------------------------------------------
+
+    def open(self, snapshot: int | Snapshot | None = None) -> Checkpoint:
+        """The model's weights in a snapshot, every byte checked, without resuming and without the lock.
+
+        >>> tk.load_into(model, tk.Run("runs/flowers").open(run.best))             # doctest: +SKIP
+
+        Args:
+            snapshot: a snapshot or its sequence number; the newest if None.
+
+        Raises:
+            LoadError: there is no such snapshot.
+            CorruptCheckpointError: it is damaged.
+        """
+        sequence = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
+        known = self._archive.sequences()
+        if not known or (sequence is not None and sequence not in known):
+            raise LoadError(
+                f"{self.path} has no snapshot {sequence or ''}".rstrip(), hint="`torchkeep runs` lists them"
+            )
+        body = self._archive.body(sequence or known[-1])
+        self._archive.tensors(body)
+        lazy = self._archive.lazy(body)
+        weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
+        file = f"{self.path}, snapshot {body.sequence}"
+        return Checkpoint(file, "torchkeep_run", weights, tree=extra_state_of(body, self._archive.lazy(body)))
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -296,18 +327,21 @@ class Run:
         if not self._read(MARKER):
             raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
         damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.bodies()[1].items())
+        damaged += self._archive.missing_packs()
         return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged)
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _track(self, **objects: Any) -> None:
-        for name, needed in (("optimizer", "param_groups"), ("scheduler", "state_dict")):
-            if objects[name] is not None and not hasattr(objects[name], needed):
+    def _with(self, **objects: Any) -> dict[str, Any]:
+        """The tracked objects with these among them; they are remembered when the call has succeeded."""
+        needs = {"model": "named_parameters", "optimizer": "param_groups", "scheduler": "state_dict"}
+        for name, value in objects.items():
+            if value is not None and not hasattr(value, needs[name]):
                 raise SaveError(
-                    f"{name}= is a {type(objects[name]).__name__}, which has no {needed}",
+                    f"{name}= is a {type(value).__name__}, which is no {name}: it has no {needs[name]}",
                     hint="a run tracks one model, one optimizer and one scheduler; pass what else there is as extra=",
                 )
-        self._objects.update({name: value for name, value in objects.items() if value is not None})
+        return self._objects | {name: value for name, value in objects.items() if value is not None}
 
     def _begin(self) -> None:
         """Become the writer and take up the history where the file ends."""
@@ -357,32 +391,51 @@ class Run:
             self._parent = max(self._archive.sequences(), default=0)
         return self._parent
 
-    def _restore(self, body: Body, tensors: dict[str, torch.Tensor], skipped: tuple[Skipped, ...]) -> ResumeReport:
-        steps = plan_restore(body, tensors, **self._objects)
+    def _restore(
+        self, body: Body, tensors: dict[str, torch.Tensor], skipped: tuple[Skipped, ...], objects: dict[str, Any]
+    ) -> ResumeReport:
+        steps = plan_restore(body, tensors, **objects)
         extra = extra_of(body, tensors)
         carry_out(steps)
         notes = [note for step in steps for note in step.notes]
-        untouched = [name for name in ("optimizer", "scheduler") if name in body.state and self._objects[name] is None]
+        untouched = [name for name in ("optimizer", "scheduler") if name in body.state and objects[name] is None]
         notes += [f"the snapshot holds a {name}, and none was given to restore" for name in untouched]
         if not self._back_to(body.history, body.sequence):
             notes.append("the history before this snapshot is not as it was written")
-        self._parent = body.sequence
+        self._parent, self._objects = body.sequence, objects
         restored = tuple(step.what for step in steps)
         return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, tuple(notes), extra)
 
     def _best(self, snapshots: tuple[Snapshot, ...]) -> Snapshot | None:
+        metric, mode = self._monitoring(snapshots)
+        return best_of(snapshots, metric, mode or mode_of(metric)) if metric else None
+
+    def _monitoring(self, snapshots: tuple[Snapshot, ...]) -> tuple[str, str]:
+        """What decides: what the caller said, else what the last writer said, else a usual metric that was logged."""
+        if self._monitor is not None:
+            return self._monitor, self._mode or ""
         logged = {name for snapshot in snapshots for name in snapshot.metrics}
-        metric = self._monitor or next((name for name in _MONITORS if name in logged), None)
-        if metric is None:
-            return None
-        return best_of(snapshots, metric, self._mode or mode_of(metric))
+        told = self._told()
+        if told.get("metric") in logged and told.get("mode") in {"min", "max"}:
+            return told["metric"], self._mode or told["mode"]
+        return next((name for name in _MONITORS if name in logged), ""), self._mode or ""
+
+    def _told(self) -> dict[str, Any]:
+        with contextlib.suppress(CorruptCheckpointError, msgspec.DecodeError, ValueError):
+            data = self._read(BEST)
+            if data:
+                return msgspec.json.decode(unseal(data, file=BEST), type=dict[str, Any])
+        return {}
 
     def _tag_best(self, body: Body) -> None:
-        best = self.best
+        """Point to the best snapshot, so that who reads the run later sees it as its writer does."""
+        snapshots = self.snapshots
+        metric, mode = self._monitoring(snapshots)
+        best = best_of(snapshots, metric, mode or mode_of(metric)) if metric else None
         if best is not None and best.sequence == body.sequence:
-            pointer = seal(b'{"sequence":%d}' % body.sequence)
+            told = {"sequence": body.sequence, "metric": metric, "mode": mode or mode_of(metric)}
             with contextlib.suppress(SaveError):  # the snapshot is committed, and the pointer can be computed again
-                self._store.put(BEST, [pointer], replace=True)
+                self._store.put(BEST, [seal(msgspec.json.encode(told))], replace=True)
 
 
 def _plain_number(name: str, value: Any) -> Any:

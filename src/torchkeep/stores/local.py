@@ -128,6 +128,8 @@ class LocalStore:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
+            if holder.startswith(f"process {os.getpid()} "):
+                holder = f"another Run object of this process ({os.getpid()})"
             file.close()
             raise RunLockedError(
                 f"{self.root} is being written by {holder}",

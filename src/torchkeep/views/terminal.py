@@ -44,7 +44,8 @@ def render(table: Table) -> RenderableType:
 def draw(table: Table) -> None:
     """Print a table to standard output; plain text, whole lines, where that is no terminal."""
     console = Console(highlight=False)
-    if console.is_terminal:
+    widest = max(map(len, str(table).splitlines()))
+    if console.is_terminal and widest + len(table.columns) <= console.width:
         console.print(render(table))
-    else:
+    else:  # a narrow terminal wraps whole lines better than a grid wraps its cells
         print(table)
