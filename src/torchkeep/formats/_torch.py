@@ -51,7 +51,7 @@ def not_read(feature: str) -> UnsupportedFeatureError:
     """The error for something sound that is not read yet."""
     return UnsupportedFeatureError(
         f"holds {feature}, which torchkeep does not read yet",
-        hint="if you trust it: load it with torch, make its tensors plain (to_dense(), dequantize()), and save it again",
+        hint="if you trust it: load it with torch, make its tensors plain (to_dense(), dequantize()), save it again",
     )
 
 
