@@ -25,7 +25,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_FORMS = (MAGIC.to_bytes(10, "little"), b"L%dL\n" % MAGIC)
 _PROTOCOL = 1001
 _MOST_SAVES = 1000
-_WINDOW = 1 << 20
+_WINDOW = 1 << 16  # what is read of a pickle whose length nobody tells, at first; most are shorter
 _UNLISTED = "the file does not list this storage"
 
 
