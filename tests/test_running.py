@@ -848,3 +848,34 @@ def test_missing_packs_show_in_the_summary(tmp_path: Path) -> None:
         run.save(0, model=nn.Linear(1, 1))
         next((tmp_path / "packs").iterdir()).unlink()
         assert any("is missing; snapshots 1 need it" in text for text in run.summary().damaged)
+
+
+def test_a_module_that_refuses_its_extra_state_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    class Refusing(Counting):
+        def set_extra_state(self, state: object) -> None:
+            super().set_extra_state(state)
+            if self.count == 5.0:
+                raise ValueError("not five")
+
+    saved = Counting(5.0)
+    opt = torch.optim.Adam(saved.parameters())
+    saved.fc(torch.ones(1, 1)).sum().backward()
+    opt.step()
+    other = Refusing(1.0)
+    other_opt = torch.optim.Adam(other.parameters(), lr=0.5)
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=saved, optimizer=opt)
+        before = state_bits(other, other_opt)
+        with pytest.raises(IncompatibleCheckpointError, match=r"the model refuses .* not five"):
+            run.resume(model=other, optimizer=other_opt)
+        assert state_bits(other, other_opt) == before and other.count == 1.0
+
+
+def test_a_parameter_named_like_a_part_of_a_snapshot_is_itself(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    model.register_parameter("extra/x", nn.Parameter(torch.ones(1), requires_grad=False))
+    extra = {"x": torch.zeros(1, requires_grad=True)}
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model, extra=extra)
+        run.resume(model=model)
+        assert not model.get_parameter("extra/x").requires_grad and run.last_resume.notes == ()

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core import tagged
 from ..core.live import set_extra_state, spec_of, state_of, tied_names, unwrapped
-from ..core.manifest import Body
+from ..core.manifest import Body, Entry
 from ..core.plan import make_plan
 from ..core.report import LoadReport
 from ..errors import IncompatibleCheckpointError
@@ -124,13 +124,12 @@ def _model(body: Body, tensors: Tensors, model: nn.Module) -> Step:
     live, live_extra = state_of(inner)
     saved = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
     extra = _value(part["extra"], tensors)
+    entries = _entries_of_model(body)
     _check_model(body, live, saved)
     _check_names(body, "extra state", set(live_extra), set(extra))
-    _check_names(
-        body, "frozen module", set(part["held"]), set(part["held"]) & {name for name, _ in inner.named_modules()}
-    )
-    flags = {entry.name.removeprefix("model/"): entry.requires_grad for entry in body.entries}
-    flipped = [name for name, tensor in live.items() if tensor.requires_grad != flags[name]]
+    held = set(part["held"])
+    _check_names(body, "frozen modules", held & {name for name, _ in inner.named_modules()}, held)
+    flipped = [name for name, tensor in live.items() if tensor.requires_grad != entries[name].requires_grad]
 
     def apply() -> None:
         for name, value in extra.items():
@@ -139,11 +138,21 @@ def _model(body: Body, tensors: Tensors, model: nn.Module) -> Step:
             for name, tensor in live.items():
                 tensor.copy_(saved[name])
         for name in flipped:
-            live[name].requires_grad_(flags[name])
+            live[name].requires_grad_(entries[name].requires_grad)
         restore_held(inner, part["held"])
 
+    def undo() -> None:
+        """Only extra state can be refused, and it is set before anything is copied."""
+        for name, value in live_extra.items():
+            set_extra_state(inner, name, value)
+
     note = f"requires_grad of {len(flipped)} parameters was set as in the snapshot: {', '.join(flipped[:3])}"
-    return Step("model", apply, notes=(note,) if flipped else ())
+    return Step("model", apply, undo, notes=(note,) if flipped else ())
+
+
+def _entries_of_model(body: Body) -> dict[str, Entry]:
+    """The entries of the model's tensors by their names in a state dict."""
+    return {entry.name.removeprefix("model/"): entry for entry in body.entries if entry.name.startswith("model/")}
 
 
 def _check_model(body: Body, live: Tensors, saved: Tensors) -> None:
@@ -159,7 +168,7 @@ def _check_model(body: Body, live: Tensors, saved: Tensors) -> None:
     empty = [name for name, tensor in live.items() if tensor.device.type == "meta"]
     if empty:
         problem = f"on the meta device, without memory: {', '.join(empty[:5])}"
-    digests = {entry.name.removeprefix("model/"): entry.digest for entry in body.entries}
+    digests = {name: entry.digest for name, entry in _entries_of_model(body).items()}
     torn = [name for name, first in plan.tied.items() if digests.get(name) != digests.get(first)]
     if torn:
         problem = f"tied now and of different values then: {', '.join(torn[:5])}"
