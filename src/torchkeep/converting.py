@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from .core.checkpoint import Checkpoint
 from .core.live import AnyTensor
@@ -48,11 +49,7 @@ def convert(
 
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
     if ckpt.facts is not None and ckpt.facts.kind == "module":
-        kinds = {name: tensor.kind for name, tensor in ckpt.items()}
-        facts = ckpt.facts
-        return contents_of(
-            ckpt.tensors, kinds, kind="module", tree=facts.tree, module=facts.module, metadata=ckpt.metadata
-        ), ()
+        return _flat(ckpt, kind="module", tree=ckpt.facts.tree, module=ckpt.facts.module), ()
     if ckpt.tree is not ABSENT and not model_only:
         try:
             return of_object(ckpt.tree, metadata=ckpt.metadata), ()
@@ -61,7 +58,8 @@ def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, 
     return _flat(ckpt), ()
 
 
-def _flat(ckpt: Checkpoint) -> Contents:
+def _flat(ckpt: Checkpoint, kind: str = "weights", **more: Any) -> Contents:
+    """The tensors under their names, without the object that they were in."""
     tensors: dict[str, AnyTensor] = dict(ckpt.tensors)
     kinds = {name: tensor.kind for name, tensor in ckpt.tensors.items()}
-    return contents_of(tensors, kinds, kind="weights", metadata=ckpt.metadata)
+    return contents_of(tensors, kinds, kind=kind, metadata=ckpt.metadata, **more)

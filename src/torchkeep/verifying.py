@@ -15,13 +15,13 @@ from .core.history import decode_history, whole_lines
 from .core.limits import Limits
 from .core.manifest import Body, pack_id, unseal
 from .core.report import Damage, VerifyReport
-from .core.source import Source
+from .core.source import Source, read_all
 from .core.tensors import LazyTensor, dtype_name
 from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
 from .formats.safetensors import Safetensors, read_header
 from .formats.torch_zip import TorchZip
 from .opening import PathLike, as_source, format_of
-from .running.archive import MARKER, MARKER_BYTES, PACKS, Archive
+from .running.archive import MARKER, MARKER_BYTES, Archive, pack_key
 from .running.run import BEST, HISTORY, local_store
 from .saving import Progress
 from .stores import Store
@@ -123,17 +123,17 @@ def _digest(tensor: LazyTensor) -> str:
 
 def _run(tally: _Tally, store: Store) -> None:
     try:
-        marker = _bytes(store, MARKER)
+        marker = read_all(store.source(MARKER))
     except KeyNotFoundError:
         raise LoadError(
             f"{tally.path} is neither a run nor a file: it has no {MARKER}",
             hint="give a file, or the folder of a tk.Run",
         ) from None
     tally.add(MARKER, len(marker), "" if marker == MARKER_BYTES else "it is not as it was written")
-    keys = store.keys(PACKS)
-    tally.total = sum(store.source(key).size for key in keys)
-    packs = {_ident(key): _pack(tally, store, key) for key in keys}
     archive = Archive(store)
+    sources = {ident: store.source(pack_key(ident)) for ident in sorted(archive.packs())}
+    tally.total = sum(source.size for source in sources.values())
+    packs = {ident: _pack(tally, ident, source) for ident, source in sources.items()}
     bodies = []
     for sequence in range(1, max(archive.sequences(), default=0) + 1):
         body = _manifest(tally, archive, sequence)
@@ -144,31 +144,21 @@ def _run(tally: _Tally, store: Store) -> None:
     _tag(tally, store, {body.sequence for body in bodies})
     named = {ident for body in bodies for ident in body.packs}
     for ident in packs.keys() - named:
-        tally.notes.append(f"{PACKS}{ident}.safetensors belongs to no intact snapshot")
+        tally.notes.append(f"{pack_key(ident)} belongs to no intact snapshot")
 
 
-def _bytes(store: Store, key: str) -> bytes:
-    source = store.source(key)
-    return bytes(source.read(0, source.size))
-
-
-def _ident(key: str) -> str:
-    return key.removeprefix(PACKS).removesuffix(".safetensors")
-
-
-def _pack(tally: _Tally, store: Store, key: str) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+def _pack(tally: _Tally, ident: str, source: Source) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     """Digest, dtype and shape of each tensor of a pack; its name must follow from its bytes."""
-    source = store.source(key)
     try:
         header = read_header(source, Limits())
         lazy = Safetensors().open(source, Limits())
     except OpenError as error:
-        tally.add(key, source.size, error.brief)
+        tally.add(pack_key(ident), source.size, error.brief)
         return {}
     order = sorted(header.entries, key=lambda name: header.entries[name].start)
     found = {name: (_digest(lazy[name]), dtype_name(lazy[name].dtype), tuple(lazy[name].shape)) for name in order}
-    ident = pack_id(header.raw, [found[name][0] for name in order])
-    tally.add(key, source.size, "" if ident == _ident(key) else "its bytes are not those it is named after")
+    same = ident == pack_id(header.raw, [found[name][0] for name in order])
+    tally.add(pack_key(ident), source.size, "" if same else "its bytes are not those it is named after")
     return found
 
 
@@ -205,7 +195,7 @@ def _entries(tally: _Tally, body: Body, packs: dict[str, dict[str, tuple[str, st
 
 def _history(tally: _Tally, store: Store, bodies: Iterable[Body]) -> None:
     try:
-        data = _bytes(store, HISTORY)
+        data = read_all(store.source(HISTORY))
     except KeyNotFoundError:
         data = b""
     lines = [f"line {number} changed after it was written" for number in decode_history(data).damaged]
@@ -220,7 +210,7 @@ def _history(tally: _Tally, store: Store, bodies: Iterable[Body]) -> None:
 
 def _tag(tally: _Tally, store: Store, sequences: set[int]) -> None:
     try:
-        data = _bytes(store, BEST)
+        data = read_all(store.source(BEST))
     except KeyNotFoundError:
         return
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,17 +49,15 @@ def digest_tensors(tensors: Sequence[torch.Tensor]) -> list[str]:
     def one(position: int) -> None:
         out[position] = digest_bytes(tensor_bytes(tensors[position]))
 
-    big = [position for position, tensor in enumerate(tensors) if tensor.nbytes >= _BIG]
-    for position in _small(range(len(tensors)), set(big)):
-        one(position)
+    big = []
+    for position, tensor in enumerate(tensors):
+        if tensor.nbytes >= _BIG:
+            big.append(position)
+        else:
+            one(position)
     if len(big) > 1:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(one, big))
-    else:
-        for position in big:
-            one(position)
+    elif big:
+        one(big[0])
     return out
-
-
-def _small(positions: Iterable[int], big: set[int]) -> Iterable[int]:
-    return (position for position in positions if position not in big)

@@ -26,6 +26,11 @@ class Source(Protocol):
     def sibling(self, name: str) -> Source: ...
 
 
+def read_all(source: Source) -> bytes:
+    """Every byte of a source, for small files."""
+    return bytes(source.read(0, source.size))
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What a format may look at to decide whether a file is its own: the first bytes, never the file's name."""

@@ -16,7 +16,7 @@ from ..core.limits import Limits
 from ..core.live import spec_of, tied_names
 from ..core.manifest import FORMAT_VERSION, Body, Entry, HistoryMark, decode_manifest, encode_manifest, pack_id
 from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
-from ..core.source import Buffer
+from ..core.source import Buffer, read_all
 from ..core.tensors import LazyTensor, TensorSpec, dtype_name
 from ..core.version import PRODUCER
 from ..errors import CorruptCheckpointError, KeyNotFoundError, OpenError, SaveError
@@ -83,10 +83,11 @@ class Archive:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[Content, Place] | None = None
+        self._known: dict[Content, Place] = {}
         self._damaged_packs: set[str] = set()
         self._verified: set[Place] = set()
         self._snapshots: dict[int, Snapshot] = {}
+        self._unreadable: dict[int, str] = {}
         self._counted: set[str] = set()
 
     def mark(self) -> None:
@@ -96,7 +97,7 @@ class Archive:
         except KeyNotFoundError:
             self._store.put(MARKER, [MARKER_BYTES])
             return
-        check_marker(bytes(source.read(0, source.size)))
+        check_marker(read_all(source))
 
     def sequences(self) -> list[int]:
         """Numbers of all snapshots, damaged ones included, in ascending order."""
@@ -110,30 +111,38 @@ class Archive:
             CorruptCheckpointError: it is damaged.
         """
         source = self._store.source(f"{SNAPSHOTS}{sequence}.json")
-        body = decode_manifest(bytes(source.read(0, source.size)), file=source.name)
+        body = decode_manifest(read_all(source), file=source.name)
         if body.sequence != sequence:
             raise CorruptCheckpointError(f"says it is snapshot {body.sequence}", file=source.name)
         return body
 
-    def bodies(self) -> tuple[list[Body], dict[int, str]]:
-        """All intact manifests in order, and for each damaged one the reason."""
-        intact, damaged = [], {}
-        for sequence in self.sequences():
-            try:
-                intact.append(self.body(sequence))
-            except CorruptCheckpointError as error:
-                damaged[sequence] = error.brief
-        return intact, damaged
+    def packs(self) -> set[str]:
+        """Ids of the packs that are there."""
+        return {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
 
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """The intact snapshots, oldest first; each manifest is read once."""
+        """The intact snapshots, oldest first; each manifest is read once, a damaged one again."""
         for sequence in self.sequences():
             if sequence not in self._snapshots:
                 try:
-                    self._snapshots[sequence] = snapshot_of(self.body(sequence), self._counted)
-                except CorruptCheckpointError:
-                    continue
+                    self._register(self.body(sequence))
+                    self._unreadable.pop(sequence, None)
+                except CorruptCheckpointError as error:
+                    self._unreadable[sequence] = error.brief
         return tuple(self._snapshots[sequence] for sequence in sorted(self._snapshots))
+
+    def unreadable(self) -> dict[int, str]:
+        """For each damaged manifest the reason."""
+        self.snapshots()
+        return self._unreadable
+
+    def _register(self, body: Body) -> None:
+        """Remember a snapshot, and where its tensors lie for later ones that have the same."""
+        self._snapshots[body.sequence] = snapshot_of(body, self._counted)
+        for entry in body.entries:
+            if entry.pack >= 0:
+                place = Place(body.packs[entry.pack], entry.key or entry.name)
+                self._known.setdefault((entry.digest, entry.dtype, tuple(entry.shape)), place)
 
     def commit(
         self,
@@ -167,7 +176,7 @@ class Archive:
             producer=PRODUCER,
         )
         body, manifest = self._put_manifest(body)
-        self._remember(body)
+        self._register(body)
         return Committed(body, written + manifest, len(plan.new))
 
     def _put_manifest(self, body: Body) -> tuple[Body, int]:
@@ -192,7 +201,7 @@ class Archive:
 
         # A pack of this name has these very bytes, so one that is there is fine, unless it is known to be damaged.
         repair = ident in self._damaged_packs
-        self._store.put(f"{PACKS}{ident}.safetensors", pieces(), nbytes=layout.total, replace=repair)
+        self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=repair)
         self._damaged_packs.discard(ident)
         self._verified.update(Place(ident, name) for name in tensors)
         return ident, layout.total
@@ -202,26 +211,25 @@ class Archive:
 
         What this process has neither written nor verified is read once and hashed before it is relied on.
         """
-        if self._known is None:
-            self._known = {}
-            for body in self.bodies()[0]:
-                self._remember(body)
-        there = {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
+        self.snapshots()
         wanted = {(digest, dtype_name(specs[name].dtype), specs[name].shape) for name, digest in digests.items()}
         found = {content: self._known[content] for content in wanted if content in self._known}
-        for ident in {place.pack for place in found.values()} - self._damaged_packs:
-            held = {place.key: content for content, place in found.items() if place.pack == ident}
-            unknown = {key: content for key, content in held.items() if Place(ident, key) not in self._verified}
-            if ident not in there or not self._intact(ident, unknown):
-                self._damaged_packs.add(ident)
+        unverified: dict[str, dict[str, Content]] = {}
+        for content, place in found.items():
+            if place not in self._verified:
+                unverified.setdefault(place.pack, {})[place.key] = content
+        self._damaged_packs |= {place.pack for place in found.values()} - self.packs()
+        self._damaged_packs |= {
+            ident
+            for ident, contents in unverified.items()
+            if ident not in self._damaged_packs and not self._intact(ident, contents)
+        }
         return {content: place for content, place in found.items() if place.pack not in self._damaged_packs}
 
     def _intact(self, ident: str, contents: Mapping[str, Content]) -> bool:
         """Whether a pack holds what it should under these keys."""
-        if not contents:
-            return True
         try:
-            lazy = Safetensors().open(self._store.source(f"{PACKS}{ident}.safetensors"), Limits())
+            lazy = Safetensors().open(self._store.source(pack_key(ident)), Limits())
             tensors = [lazy[key].load() for key in contents]
         except (KeyError, KeyNotFoundError, OpenError):
             return False
@@ -230,16 +238,9 @@ class Archive:
             self._verified.update(Place(ident, key) for key in contents)
         return same
 
-    def _remember(self, body: Body) -> None:
-        assert self._known is not None
-        for entry in body.entries:
-            if entry.pack >= 0:
-                place = Place(body.packs[entry.pack], entry.key or entry.name)
-                self._known.setdefault((entry.digest, entry.dtype, tuple(entry.shape)), place)
-
     def missing_packs(self) -> tuple[str, ...]:
         """For each pack that is not there, the snapshots that need it; whether packs are whole, only verify tells."""
-        there = {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
+        there = self.packs()
         needed: dict[str, list[str]] = {}
         for snapshot in self.snapshots():
             for ident in snapshot.packs:
@@ -266,10 +267,7 @@ class Archive:
         Raises:
             CorruptCheckpointError: a pack is missing or damaged; it names the pack and the tensors.
         """
-        opened = {
-            ident: self._open(ident, body)
-            for ident in {body.packs[entry.pack] for entry in body.entries if entry.pack >= 0}
-        }
+        opened = {ident: self._open(ident, body) for ident in body.packs}
         out: dict[str, torch.Tensor] = {}
         for entry in body.entries:
             spec = spec_of_entry(entry.dtype, entry.shape)
@@ -293,7 +291,7 @@ class Archive:
 
     def _open(self, ident: str, body: Body) -> Mapping[str, LazyTensor]:
         try:
-            return Safetensors().open(self._store.source(f"{PACKS}{ident}.safetensors"), Limits())
+            return Safetensors().open(self._store.source(pack_key(ident)), Limits())
         except (KeyNotFoundError, OpenError) as error:
             names = [entry.name for entry in body.entries if entry.pack >= 0 and body.packs[entry.pack] == ident]
             reason = "is missing" if isinstance(error, KeyNotFoundError) else f"cannot be read ({error.brief})"
@@ -304,9 +302,14 @@ class Archive:
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return CorruptCheckpointError(
             f"{reason}; it is needed for {listed}",
-            file=f"{PACKS}{ident}.safetensors",
+            file=pack_key(ident),
             hint="`torchkeep verify` on the run lists all damage; an older snapshot may be whole",
         )
+
+
+def pack_key(ident: str) -> str:
+    """The key of a pack in the store."""
+    return f"{PACKS}{ident}.safetensors"
 
 
 def check_marker(data: bytes) -> None:

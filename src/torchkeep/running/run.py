@@ -22,6 +22,7 @@ from ..core.history import History, decode_history, encode_record, resume_mark, 
 from ..core.manifest import Body, HistoryMark, seal, unseal
 from ..core.report import ResumeReport, SaveReport, Skipped
 from ..core.snapshot import RunSummary, Snapshot, best_of, spec_of_entry
+from ..core.source import read_all
 from ..engines.buffered import TEMPORARY, sync_folder, write_file
 from ..engines.mapped import MappedSource
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, SaveError, UnsavableError
@@ -284,11 +285,11 @@ class Run:
                 f"{self.path} has no snapshot {sequence or ''}".rstrip(), hint="`torchkeep runs` lists them"
             )
         body = self._archive.body(sequence or known[-1])
-        self._archive.tensors(body)
+        self._archive.tensors(body)  # checks every digest
         lazy = self._archive.lazy(body)
         weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
         file = f"{self.path}, snapshot {body.sequence}"
-        return Checkpoint(file, "torchkeep_run", weights, tree=extra_state_of(body, self._archive.lazy(body)))
+        return Checkpoint(file, "torchkeep_run", weights, tree=extra_state_of(body, lazy))
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -326,7 +327,7 @@ class Run:
         """
         if not self._read(MARKER):
             raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
-        damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.bodies()[1].items())
+        damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.unreadable().items())
         damaged += self._archive.missing_packs()
         return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged)
 
@@ -384,7 +385,7 @@ class Run:
             source = self._store.source(key)
         except KeyNotFoundError:
             return b""
-        return bytes(source.read(0, source.size))
+        return read_all(source)
 
     def _parent_sequence(self) -> int:
         if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
@@ -408,17 +409,19 @@ class Run:
 
     def _best(self, snapshots: tuple[Snapshot, ...]) -> Snapshot | None:
         metric, mode = self._monitoring(snapshots)
-        return best_of(snapshots, metric, mode or mode_of(metric)) if metric else None
+        return best_of(snapshots, metric, mode) if metric else None
 
     def _monitoring(self, snapshots: tuple[Snapshot, ...]) -> tuple[str, str]:
-        """What decides: what the caller said, else what the last writer said, else a usual metric that was logged."""
-        if self._monitor is not None:
-            return self._monitor, self._mode or ""
-        logged = {name for snapshot in snapshots for name in snapshot.metrics}
-        told = self._told()
-        if told.get("metric") in logged and told.get("mode") in {"min", "max"}:
-            return told["metric"], self._mode or told["mode"]
-        return next((name for name in _MONITORS if name in logged), ""), self._mode or ""
+        """What decides: the caller's metric and mode, else the last writer's, else a usual metric that was logged."""
+        metric, mode = self._monitor, self._mode
+        if metric is None:
+            logged = {name for snapshot in snapshots for name in snapshot.metrics}
+            told = self._told()
+            if told.get("metric") in logged and told.get("mode") in {"min", "max"}:
+                metric, mode = told["metric"], mode or told["mode"]
+            else:
+                metric = next((name for name in _MONITORS if name in logged), "")
+        return metric, mode or (mode_of(metric) if metric else "")
 
     def _told(self) -> dict[str, Any]:
         with contextlib.suppress(CorruptCheckpointError, msgspec.DecodeError, ValueError):
@@ -430,10 +433,10 @@ class Run:
     def _tag_best(self, body: Body) -> None:
         """Point to the best snapshot, so that who reads the run later sees it as its writer does."""
         snapshots = self.snapshots
-        metric, mode = self._monitoring(snapshots)
-        best = best_of(snapshots, metric, mode or mode_of(metric)) if metric else None
+        best = self._best(snapshots)
         if best is not None and best.sequence == body.sequence:
-            told = {"sequence": body.sequence, "metric": metric, "mode": mode or mode_of(metric)}
+            metric, mode = self._monitoring(snapshots)
+            told = {"sequence": body.sequence, "metric": metric, "mode": mode}
             with contextlib.suppress(SaveError):  # the snapshot is committed, and the pointer can be computed again
                 self._store.put(BEST, [seal(msgspec.json.encode(told))], replace=True)
 
