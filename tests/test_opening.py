@@ -16,7 +16,14 @@ from torch import nn
 import torchkeep as tk
 from models import TinyNet
 from torchkeep.engines.mapped import MappedSource
-from torchkeep.errors import CorruptCheckpointError, SelectorError, TorchkeepError, UnsupportedFeatureError
+from torchkeep.errors import (
+    CorruptCheckpointError,
+    SelectorError,
+    TorchkeepError,
+    UnknownFormatError,
+    UnsafeCheckpointError,
+    UnsupportedFeatureError,
+)
 
 GIGABYTE = 1_000_000_000
 
@@ -251,8 +258,100 @@ def test_formats_can_be_passed_as_parts(tmp_path: Path) -> None:
 
 
 def test_a_run_or_any_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFeatureError, match="is a folder"):
+    with pytest.raises(UnknownFormatError, match="folder"):
         tk.open(tmp_path)
+
+
+# Loading whole objects as torch.load does
+
+
+def test_devices_are_mapped_as_torch_maps_them(tmp_path: Path) -> None:
+    whole = {"a": torch.arange(4.0), "b": nn.Parameter(torch.ones(2)), "step": 3}
+    torch.save(whole | {"view": whole["a"][1:]}, tmp_path / "w.pth")
+    for device in (None, "cpu", torch.device("cpu"), {}, {"cuda:0": "cpu"}, {"cpu": "cpu"}):
+        loaded = tk.load(tmp_path / "w.pth", device=device)
+        assert torch.equal(loaded["a"], whole["a"]) and loaded["step"] == 3
+        assert loaded["view"].untyped_storage().data_ptr() == loaded["a"].untyped_storage().data_ptr()
+    moved = tk.load(tmp_path / "w.pth", device="meta")
+    assert {value.device.type for value in moved.values() if isinstance(value, torch.Tensor)} == {"meta"}
+    mapped = tk.load(tmp_path / "w.pth", device={"cpu": "meta"})
+    assert mapped["a"].device.type == "meta" and isinstance(mapped["b"], nn.Parameter)
+
+
+def test_a_function_places_each_storage_once(tmp_path: Path) -> None:
+    base = torch.arange(4.0)
+    torch.save({"a": base, "view": base[1:], "b": torch.ones(2)}, tmp_path / "w.pth")
+    seen: list[tuple[int, str]] = []
+
+    def copied(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        seen.append((storage.nbytes(), location))
+        return storage.clone()
+
+    loaded = tk.load(tmp_path / "w.pth", device=copied)
+    assert sorted(seen) == [(8, "cpu"), (16, "cpu")]
+    assert torch.equal(loaded["view"], base[1:])
+    assert loaded["view"].untyped_storage().data_ptr() == loaded["a"].untyped_storage().data_ptr()
+    kept = tk.load(tmp_path / "w.pth", device=lambda storage, location: None)
+    assert torch.equal(kept["a"], base)
+    reference = torch.load(tmp_path / "w.pth", map_location=copied, weights_only=False)
+    assert all(torch.equal(loaded[name], reference[name]) for name in reference)
+
+
+def test_a_file_from_a_gpu_loads_here(checkpoints: Path) -> None:
+    folder = checkpoints / "torch2.13.0-py3.11"
+    found = [path for path in sorted(folder.glob("*.pth")) if "cuda:0" in tk.open(path).devices]
+    assert found
+    for path in found[:5]:
+        wanted = torch.load(path, map_location="cpu", weights_only=False) if "whole" not in path.name else None
+        loaded = tk.load(path)
+        if isinstance(wanted, dict) and isinstance(loaded, dict):
+            assert wanted.keys() == loaded.keys()
+
+
+def test_strict_loading_refuses_code_and_records(tmp_path: Path, evil: Path) -> None:
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "whole.pth")
+    with pytest.raises(UnsupportedFeatureError, match="Linear") as caught:
+        tk.load(tmp_path / "whole.pth", strict=True)
+    assert caught.value.place == "model"
+    with pytest.raises(UnsafeCheckpointError, match="system"):
+        tk.load(evil / "exec_reduce_posix_system.pth", strict=True)
+    torch.save(nn.Linear(2, 2).state_dict() | {"lr": 0.1}, tmp_path / "plain.pth")
+    assert tk.load(tmp_path / "plain.pth", strict=True)["lr"] == 0.1
+
+
+def test_the_devices_here_are_listed() -> None:
+    assert tk.devices()[0] == "cpu"
+    assert all(torch.empty(0, device=name).device.type in name for name in tk.devices())
+
+
+# What a file tells of a model
+
+
+def test_a_pickled_module_is_described(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2)).eval()
+    model[0].register_forward_hook(print)
+    torch.save({"net": model}, tmp_path / "m.pth")
+    modules = {module.path: module for module in tk.open(tmp_path / "m.pth").modules}
+    assert modules["net"].children == ("0", "1") and modules["net"].training is False
+    assert modules["net.0"].attributes["kernel_size"] == (3, 3)
+    assert dict(modules["net.0"].parameters) == {"weight": True, "bias": None}
+    assert modules["net.0"].hooks == {"_forward_hooks": ("__builtin__.print",)}
+    assert modules["net.1"].buffers == ("running_mean", "running_var", "num_batches_tracked")
+
+
+def test_a_state_dict_tells_of_its_modules(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "s.pth")
+    ckpt = tk.open(tmp_path / "s.pth")
+    found = {module.path: (module.children, module.version) for module in ckpt.modules}
+    assert found == {
+        "state_dict": (("0", "1"), 1),
+        "state_dict.0": ((), 1),
+        "state_dict.1": (("0",), 1),
+        "state_dict.1.0": ((), 2),
+    }
+    assert [module.path for module in ckpt.model.modules] == ["", "0", "1", "1.0"]
+    assert [module["version"] for module in tk.to_json(ckpt)["modules"]] == [1, 1, 1, 2]
 
 
 @pytest.fixture

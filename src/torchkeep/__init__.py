@@ -25,6 +25,7 @@ from .freezing import unfreeze as unfreeze
 from .inspecting import inspect as inspect
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
+from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
 from .rules.prefixes import Add as add
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "add",
     "convert",
+    "devices",
     "errors",
     "freeze",
     "inspect",

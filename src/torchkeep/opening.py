@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,18 @@ from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.digests import digest_tensors
 from .core.limits import Limits
-from .core.registry import make_part
-from .core.source import PROBE_BYTES, Probe, Source
+from .core.source import Source
 from .core.tensors import LazyTensor, Storages
+from .engines.folder import FolderSource
 from .engines.mapped import MappedSource
-from .errors import CorruptCheckpointError, UnsupportedFeatureError
-from .formats import FORMATS, Format, foreign
+from .errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
+from .formats import Format
+from .formats._dispatch import recognise
 
 PathLike = str | os.PathLike[str]
+
+MapLocation = torch.device | str | Mapping[str, str] | Callable[[Any, str], Any] | None
+"""Where loaded tensors go; everything that `map_location` of torch.load takes."""
 
 
 def open_checkpoint(
@@ -40,7 +44,7 @@ def open_checkpoint(
     records, and dangerous names are listed in `findings`.
 
     Args:
-        path: a file, or a Source.
+        path: a file, a folder of shards, or a Source.
         limits: how much the file may cost.
         formats: names or instances of the formats to try, in this order; all if None.
         verify: check the digests that torchkeep wrote into the file, which reads all of it.
@@ -51,43 +55,20 @@ def open_checkpoint(
         UnsafeCheckpointError: it costs more than `limits`.
     """
     source = as_source(path)
-    ckpt = format_of(source, formats).open(source, limits or Limits())
+    limits = limits or Limits()
+    ckpt = recognise(source, limits, formats).open(source, limits)
     if verify:
         check_digests(ckpt)
     return ckpt
 
 
 def as_source(path: PathLike | Source) -> Source:
-    """A local file as a Source; a Source as it is.
-
-    Raises:
-        UnsupportedFeatureError: it is a folder.
-    """
+    """A local file or folder as a Source; a Source as it is."""
     if not isinstance(path, (str, os.PathLike)):
         if not hasattr(path, "read") or not hasattr(path, "size"):
             raise TypeError(f"a checkpoint is opened by its path, or as a tk.Source, not from a {type(path).__name__}")
         return path
-    if Path(path).is_dir():
-        raise UnsupportedFeatureError(
-            "is a folder; sharded and distributed checkpoints are not read yet",
-            file=os.fspath(path),
-            hint="give one file; the weights in a run are tk.Run(path).open(), its list is `torchkeep runs`",
-        )
-    return MappedSource(path)
-
-
-def format_of(source: Source, formats: Iterable[str | Format] | None = None) -> Format:
-    """The format whose files begin like this one.
-
-    Raises:
-        UnknownFormatError, UnsupportedFeatureError: none does; the message names what the file looks like.
-    """
-    probe = Probe(bytes(source.read(0, min(source.size, PROBE_BYTES))), source.size)
-    for part in formats if formats is not None else FORMATS:
-        candidate: Format = make_part(FORMATS, part, "format")
-        if candidate.sniff(probe):
-            return candidate
-    raise foreign.explain(probe, source.name)
+    return FolderSource(path) if Path(path).is_dir() else MappedSource(path)
 
 
 def check_digests(ckpt: Checkpoint) -> None:
@@ -112,36 +93,117 @@ def check_digests(ckpt: Checkpoint) -> None:
 def load(
     path: PathLike | Source,
     *,
-    device: torch.device | str | None = None,
+    device: MapLocation = None,
+    strict: bool = False,
     mmap: bool = False,
     verify: bool = False,
     limits: Limits | None = None,
 ) -> Any:
     """Load the whole saved object: what `torch.load` gives, without running code from the file.
 
-    Tensors that shared memory share it again. Plain values come back as they were; objects of other classes, NumPy's
-    among them, are inert `Record`s with `.args` and `.state`. A file of a model's state gives a dict of tensors.
+    Tensors that shared memory share it again. Plain values and NumPy arrays come back as they were; objects of other
+    classes are inert `Record`s with `.args` and `.state`. A file of a model's state gives a dict of tensors.
 
     Args:
         path: a file in any format that `open` reads.
-        device: where to put all tensors; the CPU if None, wherever they were saved from.
+        device: where to put the tensors, as `map_location` of torch.load takes it: a device for all; a dict from the
+            device a tensor was saved from to another, as text (those not named stay on the CPU); a function of
+            (storage, saved device) that answers the storage to use, or None to leave it on the CPU. None: the CPU,
+            wherever they were saved from. `devices()` says what is here.
+        strict: refuse a file that names dangerous code, or holds objects that could only come back as records.
         mmap: leave them in the file, as views of a private mapping: at once, and without memory of their own, but
             only as long as nobody overwrites the file in place, as `torch.save` does.
         verify: check the digests that torchkeep wrote into the file first.
         limits: how much the file may cost.
+
+    Raises:
+        OpenError: the file cannot be read.
+        UnsafeCheckpointError: with `strict`, it names code that could run.
+        UnsupportedFeatureError: with `strict`, it holds an object of a class, at the place that is named.
     """
     ckpt = open_checkpoint(path, limits=limits, verify=verify)
-    storages = Storages(device, mapped=mmap)
+    if strict:
+        _check_plain(ckpt)
+    places = _Places(device, mapped=mmap)
     loaded: dict[tuple[object, ...], torch.Tensor] = {}
 
     def tensor(lazy: LazyTensor) -> torch.Tensor:
         key = (*lazy.identity, lazy.kind, lazy.requires_grad)
         if key not in loaded:
-            loaded[key] = _as_saved(lazy, lazy.load(device, storages=storages))
+            loaded[key] = _as_saved(lazy, places.load(lazy))
         return loaded[key]
 
     tree = dict(ckpt.tensors) if ckpt.tree is trees.ABSENT else ckpt.tree
     return trees.rebuild(tree, tensor)
+
+
+def devices() -> tuple[str, ...]:
+    """The devices that tensors can be loaded to here: `cpu`, then every accelerator that torch sees."""
+    found = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        found += [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())] if kind else []
+    return tuple(found)
+
+
+class _Places:
+    """Puts tensors where the caller wants them, sharing storages that were shared."""
+
+    def __init__(self, wanted: MapLocation, *, mapped: bool) -> None:
+        self._wanted = wanted
+        self._mapped = mapped
+        self._storages: dict[str, Storages] = {}
+        self._moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def load(self, lazy: LazyTensor) -> torch.Tensor:
+        """One tensor, where it belongs."""
+        if callable(self._wanted) and not isinstance(self._wanted, torch.device):
+            return self._answered(lazy, self._wanted)
+        target = self._target(lazy.device)
+        if target not in self._storages:
+            self._storages[target] = Storages(target, mapped=self._mapped)
+        return lazy.load(None if lazy.device == "meta" else target, storages=self._storages[target])
+
+    def _target(self, saved: str) -> str:
+        wanted: Any = self._wanted.get(saved) if isinstance(self._wanted, Mapping) else self._wanted
+        return "cpu" if wanted is None else str(torch.device(wanted))
+
+    def _answered(self, lazy: LazyTensor, answer: Callable[[Any, str], Any]) -> torch.Tensor:
+        """As torch does: the function gets each storage on the CPU, once, and may answer another one."""
+        storages = self._storages.setdefault("cpu", Storages("cpu", mapped=self._mapped))
+        value = lazy.load(storages=storages)
+        if lazy.storage is None or value.layout is not torch.strided or value.device.type == "meta":
+            return value
+        base = value.untyped_storage()
+        if base._cdata not in self._moved:
+            found = answer(base, lazy.device)
+            self._moved[base._cdata] = (base, base if found is None else getattr(found, "_untyped_storage", found))
+        moved = self._moved[base._cdata][1]
+        if moved.data_ptr() == base.data_ptr() and moved.device == base.device:
+            return value
+        out = torch.empty(0, dtype=value.dtype, device=moved.device)
+        return lazy._finish(out.set_(moved, lazy.storage_offset, lazy.spec.shape, lazy.stride))
+
+
+def _check_plain(ckpt: Checkpoint) -> None:
+    dangers = [finding for finding in ckpt.findings if finding.severity == "danger"]
+    if dangers:
+        raise UnsafeCheckpointError(
+            f"{dangers[0].message} (strict loading refuses it)",
+            file=ckpt.file,
+            place=dangers[0].place,
+            hint="`torchkeep scan` lists all of it; without strict=True it is read as data, and nothing runs",
+        )
+    found = trees.first_record(ckpt.tree)
+    if found is not None:
+        path, record = found
+        name = record.class_name if isinstance(record, trees.Record) else record.qualified
+        raise UnsupportedFeatureError(
+            f"is a {name}, which strict loading does not leave as a record",
+            file=ckpt.file,
+            place=path or "the object itself",
+            hint="load it without strict=True and read .args and .state, or only the tensors: tk.open(path).load()",
+        )
 
 
 def _as_saved(lazy: LazyTensor, value: torch.Tensor) -> torch.Tensor:

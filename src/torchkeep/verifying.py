@@ -18,9 +18,9 @@ from .core.report import Damage, VerifyReport
 from .core.source import Source, read_all
 from .core.tensors import LazyTensor, dtype_name
 from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
+from .formats._dispatch import recognise
 from .formats.safetensors import Safetensors, read_header
-from .formats.torch_zip import TorchZip
-from .opening import PathLike, as_source, format_of
+from .opening import PathLike, as_source
 from .running.archive import MARKER, MARKER_BYTES, Archive, pack_key
 from .running.run import BEST, HISTORY, local_store
 from .saving import Progress
@@ -78,15 +78,16 @@ def verify(path: PathLike, *, progress: Progress | None = None) -> VerifyReport:
 
 def _file(tally: _Tally, source: Source) -> None:
     tally.total = source.size
-    part = format_of(source)
+    part = recognise(source, Limits())
     try:
         ckpt = part.open(source, Limits())
     except CorruptCheckpointError as error:
         tally.add(tally.path, source.size, error.brief)
         return
-    if isinstance(part, TorchZip):
-        for name, ok, nbytes in part.verify(source, Limits()):
-            tally.add(name, nbytes, "" if ok else "its CRC is not that of its bytes")
+    check = getattr(part, "verify", None)
+    if check is not None:
+        for name, ok, nbytes in check(source, Limits()):
+            tally.add(name, nbytes, "" if ok else "its checksum is not that of its bytes")
         if not tally.checked:
             tally.unchecked.append("its writer left out the checksums of its records")
     elif ckpt.facts is not None and ckpt.facts.header:

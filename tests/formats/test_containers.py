@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_pickle import Bytes, open_bytes, saved
@@ -86,11 +87,84 @@ def test_a_zip_of_something_else_is_unknown() -> None:
         open_bytes("torch_zip", b"PK\5\6" + b"\0" * 18)
 
 
-def test_big_endian_files_are_refused() -> None:
-    data = rezipped(
-        saved({"a": torch.ones(1)}), lambda name, body: (name, b"big" if name.endswith("byteorder") else body)
-    )
-    with pytest.raises(UnsupportedFeatureError, match="big-endian"):
+def turned(data: bytes, itemsize: int) -> bytes:
+    return np.frombuffer(data, dtype=np.uint8).reshape(-1, itemsize)[:, ::-1].tobytes()
+
+
+def test_big_endian_files_are_read() -> None:
+    """Elements are turned round by the width of their storage; of complex numbers each half by itself."""
+    whole = {
+        "float32": torch.arange(4, dtype=torch.float32),
+        "int64": torch.arange(4),
+        "complex64": torch.tensor([1 + 2j, 3 - 4j]),
+        "uint8": torch.arange(4, dtype=torch.uint8),
+        "uint16": torch.tensor([300, 301], dtype=torch.uint16),  # its storage is untyped: the tensor knows the width
+    }
+    widths = {"0": 4, "1": 8, "2": 4, "3": 1, "4": 2}
+
+    def edit(name: str, body: bytes) -> tuple[str, bytes]:
+        if name.endswith("byteorder"):
+            return name, b"big"
+        parent, _, key = name.rpartition("/")
+        return name, turned(body, widths[key]) if parent.endswith("data") and key in widths else body
+
+    ckpt = open_bytes("torch_zip", rezipped(saved(whole), edit))
+    for name, tensor in whole.items():
+        assert torch.equal(ckpt[name].load(), tensor), name
+    assert ckpt["int64"][1:3].tolist() == [1, 2]
+
+
+def deflated(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return out.getvalue()
+
+
+def test_compressed_records_are_inflated_when_they_are_wanted() -> None:
+    base = torch.arange(1000.0)
+    ckpt = open_bytes("torch_zip", deflated(saved({"a": base[:10], "b": base[5:]})))
+    assert [finding.code for finding in ckpt.findings] == ["compressed"]
+    assert torch.equal(ckpt["b"].load(), base[5:])
+    assert ckpt["a"].storage is not None and ckpt["a"].storage.source is not None
+
+
+def test_compressed_records_that_lie_about_their_size_are_refused() -> None:
+    data = bytearray(deflated(saved({"a": torch.zeros(100_000)})))
+    at = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    while b"data/0" not in data[at : at + 80]:
+        at = data.index(b"PK\1\2", at + 1)
+    struct.pack_into("<I", data, at + 24, 400_004)
+    local = data.index(b"archive/data/0") - 30
+    struct.pack_into("<I", data, local + 22, 400_004)
+    with pytest.raises(CorruptCheckpointError, match="400,000"):
+        open_bytes("torch_zip", bytes(data))
+
+
+def test_a_record_that_inflates_like_a_bomb_is_refused() -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        new.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * (1 << 24) + b"N.")
+    with pytest.raises(UnsafeCheckpointError, match="inflated_ratio"):
+        open_bytes("torch_zip", out.getvalue())
+
+
+def test_records_without_a_root_folder_and_strangers_beside_them_are_read() -> None:
+    data = saved({"a": torch.arange(3)})
+    bare = open_bytes("torch_zip", rezipped(data, lambda name, body: (name.split("/", 1)[1], body)))
+    assert bare["a"].load().tolist() == [0, 1, 2]
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("__MACOSX/._data.pkl", b"resource fork")
+    beside = open_bytes("torch_zip", out.getvalue())
+    assert beside["a"].load().tolist() == [0, 1, 2]
+    assert any("__MACOSX" in finding.message for finding in beside.findings)
+
+
+def test_an_unknown_byte_order_is_refused() -> None:
+    data = rezipped(saved({"a": 1}), lambda name, body: (name, b"middle" if name.endswith("byteorder") else body))
+    with pytest.raises(CorruptCheckpointError, match="byte order"):
         open_bytes("torch_zip", data)
 
 

@@ -157,8 +157,8 @@ def _judge_exec(name: str, report: dict[str, Any]) -> str:
 
 def _judge_refused(name: str, report: dict[str, Any]) -> str:
     wanted = {"CorruptCheckpointError", "UnsafeCheckpointError"}
-    if name == "sparse_index_oob.pth":
-        wanted = {"UnsupportedFeatureError"}
+    if name == "sparse_index_oob.pth":  # its indices are values, which nobody reads before they are wanted
+        return "" if any("outside of its shape" in problem for problem in report["load"]) else "was not refused"
     return "" if wanted & set(report["family"]) else "was not refused"
 
 

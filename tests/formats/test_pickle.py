@@ -27,7 +27,6 @@ from torchkeep.errors import (
     OpenError,
     TorchkeepError,
     UnsafeCheckpointError,
-    UnsupportedFeatureError,
 )
 from torchkeep.formats import FORMATS
 from torchkeep.formats._pickle import Dialect, TruncatedStreamError, unpickle
@@ -405,18 +404,6 @@ def test_a_legacy_file_cut_in_its_storages_opens() -> None:
         except CorruptCheckpointError as error:
             results.append("truncated" in str(error))
     assert all(results)
-
-
-def test_compressed_records_are_refused_by_name() -> None:
-    out = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(samples()["torch_zip"])) as old,
-        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new,
-    ):
-        for entry in old.infolist():
-            new.writestr(entry.filename, old.read(entry))
-    with pytest.raises(UnsupportedFeatureError, match="compressed"):
-        open_bytes("torch_zip", out.getvalue())
 
 
 def saved(value: Any, **options: Any) -> bytes:

@@ -68,11 +68,31 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class SavedModule:
-    """One module of a pickled or described model: its dotted path, its class by name, its training flag."""
+    """One module of a pickled or described model, as the file tells it; of a plain state dict only path and version.
+
+    Attributes:
+        path: dotted, from the saved object's root; empty for the root itself.
+        class_name: `module.name` of its class; empty where the file does not say.
+        training: its training flag, None where the file does not say.
+        attributes: what it held beside tensors and modules: hyper-parameters, configuration. Inert.
+        children: names of the modules in it.
+        parameters: name -> requires_grad, or None for a parameter that was registered as None.
+        buffers: names of its buffers.
+        hooks: kind, e.g. `_forward_hooks` -> names of the functions and classes that were hooked in.
+        source: source text of its class, where the file has it.
+        version: of its part of the state dict, as `_metadata` has it.
+    """
 
     path: str
-    class_name: str
-    training: bool | None
+    class_name: str = ""
+    training: bool | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    children: tuple[str, ...] = ()
+    parameters: Mapping[str, bool | None] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+    hooks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    source: str = ""
+    version: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +101,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     Attributes:
         file: as the caller named it.
-        format: `safetensors`, `torch_zip` or `torch_legacy`.
+        format: the name of its format: `safetensors`, `torch_zip`, `torch_legacy`, `dcp`, `torchscript` ...
         tensors: name -> LazyTensor, in the order of the file.
         tree: the whole saved object with lazy tensors and inert records in it; ABSENT where the format has only names.
         metadata: the format's own text metadata.
@@ -90,7 +110,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         kind: `weights`, `module`, `training`, `tensors` or `object`.
         model_key: the key under which `.model` found the model's weights; empty when they are the whole file.
         candidates: every key under which a model could have been meant.
-        modules: the modules of a pickled or described model.
+        modules: the modules of a pickled or described model; of a state dict those that its `_metadata` names.
         facts: what the file says of its tensors beyond the tensors, e.g. digests, when torchkeep wrote it.
     """
 
@@ -169,7 +189,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             raise SelectorError(f"{self.file} has no tensors below {prefix!r}", hint=hint)
         inside = self.tree.get(prefix, trees.ABSENT) if isinstance(self.tree, dict) else trees.ABSENT
         within = tuple(
-            SavedModule(module.path[len(lead) :], module.class_name, module.training)
+            replace(module, path=module.path[len(lead) :])
             for module in self.modules
             if module.path == prefix or module.path.startswith(lead)
         )

@@ -44,3 +44,12 @@ class Limits:
 
     expanded_bytes: int = 1 << 30
     """A tensor that repeats its storage (stride 0) is not written out in full beyond this size."""
+
+    inflated_bytes: int = 1 << 30
+    """What a compressed file or record may inflate to without regard to how well it was compressed."""
+
+    inflated_ratio: int = 100
+    """Beyond `inflated_bytes`, bytes that one compressed byte may become: weights hardly compress, bombs do."""
+
+    nesting: int = 8
+    """Saves inside of saves, and compressed files inside of compressed files."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from ..errors import CorruptCheckpointError
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -31,12 +35,100 @@ def read_all(source: Source) -> bytes:
     return bytes(source.read(0, source.size))
 
 
+class Slice:
+    """A stretch of another source as a source of its own: a record of an archive, a chunk of a shard."""
+
+    def __init__(self, source: Source, offset: int, nbytes: int, name: str = "") -> None:
+        """Raises CorruptCheckpointError when the stretch leaves the source."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
+            raise CorruptCheckpointError(
+                f"is truncated: bytes {offset:,} to {offset + nbytes:,} are needed, it has {source.size:,}",
+                file=source.name,
+                place=name,
+            )
+        self.name = f"{source.name}: {name}" if name else source.name
+        self.size = nbytes
+        self._source = source
+        self._offset = offset
+
+    def read(self, offset: int, nbytes: int) -> Buffer:
+        """Bytes of the stretch."""
+        check_range(self, offset, nbytes)
+        return self._source.read(self._offset + offset, nbytes)
+
+    def sibling(self, name: str) -> Source:
+        """A neighbour of the whole file."""
+        return self._source.sibling(name)
+
+
+class Held:
+    """Bytes in memory as a source."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        self.size = len(data)
+        self._data = bytearray(data)
+
+    def read(self, offset: int, nbytes: int) -> Buffer:
+        """A writable view of the bytes."""
+        check_range(self, offset, nbytes)
+        return memoryview(self._data)[offset : offset + nbytes]
+
+    def sibling(self, name: str) -> Source:
+        """There is none."""
+        raise CorruptCheckpointError(f"refers to {name!r}, and stands alone", file=self.name)
+
+
+class Swapped:
+    """A source whose elements have their bytes in the other order, as big-endian machines wrote them.
+
+    Ranges begin and end at whole elements, counted from the start of the source.
+    """
+
+    def __init__(self, source: Source, itemsize: int) -> None:
+        self.name = source.name
+        self.size = source.size
+        self._source = source
+        self._itemsize = itemsize
+
+    def read(self, offset: int, nbytes: int) -> Buffer:
+        """A copy of the range with each element turned round."""
+        data = np.frombuffer(self._source.read(offset, nbytes), dtype=np.uint8)
+        if self._itemsize < 2:
+            return bytearray(data)
+        return bytearray(data.reshape(-1, self._itemsize)[:, ::-1].tobytes())
+
+    def sibling(self, name: str) -> Source:
+        """A neighbour of the file."""
+        return self._source.sibling(name)
+
+
+def check_range(source: Source, offset: int, nbytes: int) -> None:
+    """Raises CorruptCheckpointError when a range is not inside a source."""
+    if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
+        raise CorruptCheckpointError(
+            f"is truncated: bytes {offset:,} to {offset + nbytes:,} are needed, it has {source.size:,}",
+            file=source.name,
+            hint="fetch or copy the file again and compare its size with the original",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a format may look at to decide whether a file is its own: the first bytes, never the file's name."""
+    """What a format may look at to decide whether a file is its own: the first bytes, never the file's name.
+
+    Of a folder there are no bytes; `entries` are the names of the files in it.
+    """
 
     head: bytes
     size: int
+    entries: frozenset[str] = frozenset()
 
 
 PROBE_BYTES = 4096
+
+
+def probe_of(source: Source) -> Probe:
+    """The first bytes of a source, or what a folder holds."""
+    entries: frozenset[str] = getattr(source, "entries", frozenset())
+    return Probe(bytes(source.read(0, min(source.size, PROBE_BYTES))), source.size, entries)

@@ -102,11 +102,13 @@ class StorageRef:
 
     `offset` is None while nobody knows where the bytes are; `problem` then says why, should it stay so.
     A legacy file tells its offsets only at the end, so its reader places the storages after it made the tensors.
+    `source` is where the range is counted, when that is not the file itself: a compressed record, another shard.
     """
 
     nbytes: int
     offset: int | None
     problem: str = ""
+    source: Source | None = None
 
 
 class LazyTensor:
@@ -124,6 +126,7 @@ class LazyTensor:
         conj, neg: torch's lazy conjugation and negation bits.
         class_name: the tensor subclass in the file, or an empty string for torch's own.
         attributes: what else was pickled with the tensor (inert), or None.
+        global_shape: the shape of the whole, where this is the part that one process held (DTensor); else None.
     """
 
     __slots__ = (
@@ -131,6 +134,7 @@ class LazyTensor:
         "class_name",
         "conj",
         "device",
+        "global_shape",
         "kind",
         "neg",
         "requires_grad",
@@ -156,6 +160,7 @@ class LazyTensor:
         neg: bool = False,
         class_name: str = "",
         attributes: Any = None,
+        global_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.source = source
         self.storage = storage
@@ -169,11 +174,22 @@ class LazyTensor:
         self.neg = neg
         self.class_name = class_name
         self.attributes = attributes
+        self.global_shape = global_shape
 
     def replace(self, **changes: Any) -> LazyTensor:
         """A copy with some attributes changed; it shares the storage."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields = {name: getattr(self, name) for name in LazyTensor.__slots__}
         return LazyTensor(**(fields | changes))
+
+    @property
+    def layout(self) -> str:
+        """How the elements are laid out: `strided`, `sparse_csr`, `quantized`, `nested`, `chunked`."""
+        return "strided"
+
+    @property
+    def parts(self) -> dict[str, LazyTensor]:
+        """The tensors this one is made of; none for a strided tensor."""
+        return {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -208,6 +224,10 @@ class LazyTensor:
         notes = [str(self.spec)]
         if self.device != "cpu":
             notes.append(f"saved from {self.device}")
+        if self.layout != "strided":
+            notes.append(self.layout)
+        if self.global_shape is not None:
+            notes.append(f"part of {list(self.global_shape)}")
         if self.requires_grad:
             notes.append("requires_grad")
         return f"LazyTensor({', '.join(notes)})"
@@ -217,7 +237,7 @@ class LazyTensor:
         """Equal for two tensors that are the same elements in the same order, as tied parameters are."""
         where: object = id(self.storage)
         if self.storage is not None and self.storage.offset is not None:
-            where = (id(self.source), self.storage.offset)
+            where = (id(self.storage.source or self.source), self.storage.offset)
         return (where, self.storage_offset, self.spec.shape, self.stride, self.spec.dtype, self.conj, self.neg)
 
     def load(self, device: torch.device | str | None = None, *, storages: Storages | None = None) -> torch.Tensor:
@@ -267,7 +287,7 @@ class LazyTensor:
         assert storage is not None
         if storage.offset is None:
             raise CorruptCheckpointError(storage.problem or "its bytes are missing", file=self.source.name)
-        return self.source.read(storage.offset + start, nbytes)
+        return (storage.source or self.source).read(storage.offset + start, nbytes)
 
     def _finish(self, out: torch.Tensor) -> torch.Tensor:
         if self.conj:
@@ -280,7 +300,7 @@ class Storages:
 
     def __init__(self, device: torch.device | str | None = None, *, mapped: bool = True) -> None:
         """Load to a device; on the CPU as views of mapped files, or as copies of one's own if not `mapped`."""
-        self._device = torch.device(device or "cpu")
+        self.device = torch.device(device or "cpu")
         self._mapped = mapped
         self._loaded: dict[object, tuple[torch.UntypedStorage, object]] = {}
 
@@ -288,11 +308,12 @@ class Storages:
         """The storage of a tensor, on the device asked for."""
         storage = tensor.storage
         assert storage is not None
-        key = (id(tensor.source), storage.offset, storage.nbytes) if storage.offset is not None else id(storage)
+        source = storage.source or tensor.source
+        key = (id(source), storage.offset, storage.nbytes) if storage.offset is not None else id(storage)
         if key not in self._loaded:
             found = _storage_of(tensor._read(0, storage.nbytes), tensor.dtype.itemsize)
-            if self._device.type != "cpu":
-                found = _to_device(found, self._device)
+            if self.device.type != "cpu":
+                found = _to_device(found, self.device)
             elif not self._mapped:
                 found = found.clone()
             self._loaded[key] = (found, (tensor.source, storage))  # what the key names must not be freed

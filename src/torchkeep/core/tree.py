@@ -381,3 +381,21 @@ def _fill(node: Any, built: dict[int, Any]) -> None:
         target.args, target.kwargs = get(node.args), get(node.kwargs)
         target.state, target.items = get(node.state), get(node.items)
         target.pairs = [(get(key), get(value)) for key, value in node.pairs]
+
+
+def first_record(root: Any) -> tuple[str, Record | Global] | None:
+    """The first object of a tree that is no plain value but a record or a bare name, and its dotted path."""
+    trail: list[tuple[int, str]] = []
+    stack: list[tuple[int, str, Any]] = [(-1, "", root)]
+    seen: set[int] = set()
+    while stack:
+        parent, key, node = stack.pop()
+        here = len(trail)
+        trail.append((parent, key))
+        if isinstance(node, (Record, Global)) and as_tensor(node) is None:
+            return _trail_path(trail, here, Limits()), node
+        if id(node) in seen or not is_container(node) or as_tensor(node) is not None:
+            continue
+        seen.add(id(node))
+        stack.extend(reversed([(here, key, child) for key, child, _ in children(node)]))
+    return None

@@ -10,6 +10,15 @@ from ..core.source import Source
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, OpenError, UnsupportedFeatureError
 
 
+def plain_name(name: str, file: str) -> str:
+    """A file name that leads nowhere else; raises CorruptCheckpointError for any other."""
+    if Path(name).name != name or name in {"", ".", ".."} or "\0" in name or "\\" in name:
+        raise CorruptCheckpointError(
+            f"refers to {name[:100]!r}, which is no plain file name", file=file, hint="do not use it: it leads outside"
+        )
+    return name
+
+
 class MappedSource:
     """A local file as a Source.
 
@@ -65,9 +74,7 @@ class MappedSource:
 
     def sibling(self, name: str) -> Source:
         """Another file of the same folder; only a plain file name is accepted."""
-        if Path(name).name != name or name in {"", ".", ".."}:
-            raise CorruptCheckpointError(f"refers to {name!r}, which is no plain file name", file=self.name)
-        return MappedSource(Path(self.name).parent / name)
+        return MappedSource(Path(self.name).parent / plain_name(name, self.name))
 
     def __del__(self) -> None:
         if hasattr(self, "_map"):  # the descriptor was kept; a failed __init__ has closed it

@@ -86,7 +86,8 @@ def checkpoint_from(file: str, format_name: str, contents: Contents, limits: Lim
         kind=kind,
         model_key=model_key,
         candidates=candidates,
-        modules=tuple(_saved_module(path, record) for path, record in modules),
+        modules=tuple(_saved_module(path, record, contents.metadata) for path, record in modules)
+        or _described_modules(contents.tree),
     )
 
 
@@ -95,9 +96,70 @@ def _in_role(leaf: trees.Leaf) -> LazyTensor:
     return tensor.replace(kind="buffer") if leaf.role in {"buffer", "transient"} and tensor.kind == "tensor" else tensor
 
 
-def _saved_module(path: str, record: Record) -> SavedModule:
-    training = record.state.get("training")
-    return SavedModule(path, record.class_name, training if isinstance(training, bool) else None)
+def _saved_module(path: str, record: Record, sources: Mapping[str, str]) -> SavedModule:
+    state = record.state
+    training = state.get("training")
+    return SavedModule(
+        path,
+        record.class_name,
+        training if isinstance(training, bool) else None,
+        attributes={key: value for key, value in state.items() if not _own(key)},
+        children=tuple(map(str, state["_modules"])),
+        parameters={str(key): _grad_flag(value) for key, value in state["_parameters"].items()},
+        buffers=tuple(map(str, state["_buffers"])),
+        hooks={key: _hook_names(state[key]) for key in state if isinstance(key, str) and _is_hooks(key, state[key])},
+        source=sources.get(f"source:{record.class_name}", ""),
+    )
+
+
+def _own(key: Any) -> bool:
+    """Whether an attribute of a module is torch's bookkeeping and none of its author's."""
+    return not isinstance(key, str) or key.startswith("_") or key == "training"
+
+
+def _grad_flag(value: Any) -> bool | None:
+    tensor = trees.as_tensor(value)
+    return tensor.requires_grad if isinstance(tensor, LazyTensor) else None
+
+
+def _hook_names(hooks: Mapping[Any, Any]) -> tuple[str, ...]:
+    def name(hook: Any) -> str:
+        if isinstance(hook, Global):
+            return hook.qualified
+        return hook.class_name if isinstance(hook, Record) else type(hook).__name__
+
+    return tuple(map(name, hooks.values()))
+
+
+def _is_hooks(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and key.endswith("_hooks") and isinstance(value, Mapping) and bool(value)
+
+
+def _described_modules(tree: Any) -> tuple[SavedModule, ...]:
+    """The modules that the `_metadata` of state dicts names: at the root, or one level below it."""
+    below = tree.items() if isinstance(tree, dict) else ()
+    found = []
+    for key, node in (("", tree), *below):
+        metadata = getattr(node, "_metadata", None)
+        if not isinstance(metadata, dict) or not isinstance(key, str):
+            continue
+        paths = [path for path in metadata if isinstance(path, str)]
+        known = set(paths)
+        children: dict[str, list[str]] = {path: [] for path in paths}
+        for path in paths:
+            above, _, last = path.rpartition(".")
+            if path and above in known:
+                children[above].append(last)
+        for path in paths:
+            version = metadata[path].get("version") if isinstance(metadata[path], dict) else None
+            found.append(
+                SavedModule(
+                    ".".join(filter(None, (key, path))),
+                    children=tuple(children[path]),
+                    version=version if type(version) is int else None,
+                )
+            )
+    return tuple(found)
 
 
 def _provenance(contents: Contents, modules: Iterable[Record]) -> Provenance:

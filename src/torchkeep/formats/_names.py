@@ -54,7 +54,7 @@ _DENIED = {f"{module}.{name}" for module in ("builtins", "__builtin__") for name
     types.MethodType types.ModuleType types.new_class _functools.partial _functools.reduce numpy.load numpy.loads
     numpy.fromfile numpy.memmap numpy.save numpy.savetxt numpy.genfromtxt numpy.loadtxt pandas.read_pickle
     pandas.io.pickle.read_pickle torch.load torch.save torch.serialization.load torch.serialization.save
-    torch.storage._load_from_bytes torch.from_file torch._utils_internal.prepare_multiprocessing_environment
+    torch.from_file torch._utils_internal.prepare_multiprocessing_environment
     copyreg.add_extension copyreg.pickle codecs.open _codecs.lookup
     """
 )
@@ -70,7 +70,7 @@ _HARMLESS = _words(
     pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath pathlib._local.PosixPath torch.Size
     torch.device torch.Tensor torch._tensor.Tensor torch._tensor._rebuild_from_type
     torch._tensor._rebuild_from_type_v2 torch.tensor._rebuild_from_type torch.autograd.variable.Variable
-    torch.layout torch.memory_format torch.serialization._get_layout
+    torch.layout torch.memory_format torch.serialization._get_layout torch.storage._load_from_bytes
     torch.nn.backends.thnn._get_thnn_function_backend torch.torch_version.TorchVersion torchkeep.freezing.StayEval
     types.SimpleNamespace uuid.UUID
     """

@@ -1,7 +1,7 @@
 """Zip archives, read strictly: what the directory says, what stands before each record, and the file must agree.
 
-Only records that are stored uncompressed are of use here, because tensors are read where they lie. Layout and
-signatures follow section 4.3 of PKWARE's APPNOTE.
+Records that are stored are read where they lie, those that are deflated are inflated when they are first asked for.
+Layout and signatures follow section 4.3 of PKWARE's APPNOTE.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
+from weakref import WeakKeyDictionary
 
 from ..core.checkpoint import Finding
 from ..core.limits import Limits
-from ..core.source import Source
+from ..core.source import Buffer, Slice, Source, check_range
+from ..core.tensors import StorageRef
 from ..errors import CorruptCheckpointError, UnknownFormatError, UnsafeCheckpointError, UnsupportedFeatureError
+from ._inflate import Inflated
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
@@ -28,8 +31,9 @@ _ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 _DESCRIPTOR = 0x0008
 _DESCRIPTOR_BYTES = frozenset({12, 16, 20, 24})
 _CHUNK = 1 << 24
+_TEXT_BYTES = 1 << 20  # records that are read whole may compress well up to this size
 _BAD_NAME = re.compile(r"[\0\\]|^/|(^|/)\.\.(/|$)")
-STORED = 0
+STORED, DEFLATED = 0, 8
 
 
 @dataclass(slots=True)
@@ -49,13 +53,115 @@ class Entry:
     offset: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """A directory that agrees with its file; `checksums` is False where the writer left them out."""
+_Placer = Callable[[Entry], int]
 
-    entries: dict[str, Entry]
-    findings: tuple[Finding, ...]
-    checksums: bool
+
+class Archive:
+    """A directory that agrees with its file.
+
+    Attributes:
+        source: the file.
+        entries: the records by name, in the order of the file.
+        findings: what is odd about the archive.
+        checksums: False where the writer left them out.
+    """
+
+    def __init__(
+        self, source: Source, limits: Limits, entries: dict[str, Entry], findings: tuple[Finding, ...], place: _Placer
+    ) -> None:
+        self.source = source
+        self.limits = limits
+        self.entries = entries
+        self.findings = findings
+        self.checksums = any(entry.crc for entry in entries.values())
+        self._place = place
+        self._opened: dict[str, Source] = {}
+
+    def record(self, name: str) -> Source:
+        """The bytes of a record as a source of its own; the same source each time.
+
+        Raises:
+            UnsupportedFeatureError: it is compressed by a method other than deflate.
+        """
+        if name not in self._opened:
+            self._opened[name] = self._open(self.entries[name])
+        return self._opened[name]
+
+    def _open(self, entry: Entry) -> Source:
+        if entry.method not in {STORED, DEFLATED}:
+            raise UnsupportedFeatureError(
+                f"is compressed by method {entry.method} of zip; only stored and deflated records are read",
+                file=self.source.name,
+                place=entry.name,
+                hint="unpack it and pack it again: zip -0 -r new.pth folder",
+            )
+        if entry.offset < 0:
+            return _Distant(self.source, entry, self._place)
+        if entry.method == STORED:
+            return Slice(self.source, entry.offset, entry.nbytes, entry.name)
+        packed = Slice(self.source, entry.offset, entry.stored, entry.name)
+        return Inflated(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), self.limits, nbytes=entry.nbytes)
+
+    def storage(self, name: str) -> StorageRef:
+        """The bytes of a record as the storage of a tensor: in the file itself where they simply lie there."""
+        entry = self.entries[name]
+        if entry.method == STORED and entry.offset >= 0:
+            return StorageRef(entry.nbytes, entry.offset)
+        return StorageRef(entry.nbytes, 0, source=self.record(name))
+
+    def read(self, name: str, most: int) -> bytes:
+        """A small record whole, with its checksum checked.
+
+        Raises:
+            UnsafeCheckpointError: it has more than `most` bytes.
+            CorruptCheckpointError: its checksum is wrong.
+        """
+        entry = self.entries[name]
+        if entry.nbytes > most:
+            raise UnsafeCheckpointError(
+                f"has {entry.nbytes:,} bytes, more than the {most:,} allowed", file=self.source.name, place=name
+            )
+        if entry.nbytes > _TEXT_BYTES and entry.nbytes > self.limits.inflated_ratio * entry.stored:
+            raise UnsafeCheckpointError(
+                f"inflates from {entry.stored:,} to {entry.nbytes:,} bytes, more than Limits.inflated_ratio allows",
+                file=self.source.name,
+                place=name,
+                hint="pickles and source text do not compress like this; do not use the file",
+            )
+        data = bytes(self.record(name).read(0, entry.nbytes))
+        if self.checksums and zlib.crc32(data) != entry.crc:
+            raise CorruptCheckpointError(
+                "is damaged: its checksum is wrong", file=self.source.name, place=name, hint="fetch the file again"
+            )
+        return data
+
+    def verify(self) -> Iterator[tuple[str, bool, int]]:
+        """Read every record and compare its checksum: (name, whether it holds, bytes); nothing without checksums."""
+        for name, entry in self.entries.items() if self.checksums else ():
+            record, crc = self.record(name), 0
+            for start in range(0, entry.nbytes, _CHUNK):
+                crc = zlib.crc32(record.read(start, min(_CHUNK, entry.nbytes - start)), crc)
+            yield name, crc == entry.crc, entry.nbytes
+
+
+class _Distant:
+    """A stored record of a remote file: what stands in front of it is read and checked when its bytes are wanted."""
+
+    def __init__(self, source: Source, entry: Entry, place: _Placer) -> None:
+        self.name = f"{source.name}: {entry.name}"
+        self.size = entry.nbytes
+        self._source = source
+        self._entry = entry
+        self._place = place
+
+    def read(self, offset: int, nbytes: int) -> Buffer:
+        check_range(self, offset, nbytes)
+        if self._entry.offset < 0:
+            self._entry.offset = self._place(self._entry)
+        return self._source.read(self._entry.offset + offset, nbytes)
+
+    def sibling(self, name: str) -> Source:
+        return self._source.sibling(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +253,9 @@ class _Reader:
         """The archive does not begin where the file does."""
         if bytes(self.source.read(ahead, min(4, self.source.size - ahead))) == b"PK\3\4":
             raise UnsupportedFeatureError(
-                "holds several zip archives one after another, as the shards of a distributed checkpoint do, "
-                "which torchkeep does not read yet",
+                "holds several zip archives one after another, as the shards of a distributed checkpoint do",
                 file=self.source.name,
+                hint="open the folder that it lies in: its .metadata says what the pieces are",
             )
         self.fail(f"has {ahead:,} bytes in front of the archive that belong to no record")
 
@@ -231,20 +337,33 @@ class _Reader:
         return self.fail("needs 64-bit numbers and has none", name)
 
     def place(self, entries: dict[str, Entry], limit: int) -> dict[str, Entry]:
-        """Find where the bytes of each record begin, and compare its local header with the directory."""
+        """Find where the bytes of each record begin, and compare its local header with the directory.
+
+        In a remote file the header of a stored record is left until its bytes are wanted.
+        """
         placed: dict[str, Entry] = {}
+        if getattr(self.source, "remote", False):
+            return self._place_from_afar(entries, limit)
         ahead = 0
         for entry in sorted(entries.values(), key=lambda entry: entry.header):
             if entry.header < ahead:
                 self.fail("begins inside another record", entry.name)
             self._gap(entry.header - ahead, placed, entry.name)
-            entry.offset = self._data_start(entry)
+            entry.offset = self.data_start(entry, limit)
             placed[entry.name] = entry
             ahead = entry.offset + entry.stored
-            if ahead > limit:
-                self.fail("ends inside the directory", entry.name)
         self._gap(limit - ahead, placed, "the directory")
         return placed
+
+    def _place_from_afar(self, entries: dict[str, Entry], limit: int) -> dict[str, Entry]:
+        ordered = sorted(entries.values(), key=lambda entry: entry.header)
+        starts = [entry.header for entry in ordered[1:]] + [limit]
+        for entry, end in zip(ordered, starts, strict=True):
+            if entry.header + _LOCAL.size + len(entry.name.encode()) + entry.stored > end:
+                self.fail("begins inside another record", entry.name)
+            if entry.method != STORED:
+                entry.offset = self.data_start(entry, end)
+        return {entry.name: entry for entry in ordered}
 
     def _gap(self, gap: int, before: dict[str, Entry], name: str) -> None:
         if gap == 0:
@@ -258,7 +377,8 @@ class _Reader:
         if not any(finding.code == "hidden-data" for finding in self.findings):
             self.findings.append(Finding("hidden-data", "warning", message, last.name))
 
-    def _data_start(self, entry: Entry) -> int:
+    def data_start(self, entry: Entry, limit: int) -> int:
+        """Where the bytes of a record begin, by the header in front of them, which must agree with the directory."""
         raw_name = entry.name.encode()
         head = bytes(self.source.read(entry.header, _LOCAL.size + len(raw_name)))
         magic, _, flags, method, _, _, crc, stored, nbytes, name_len, extra_len = _LOCAL.unpack_from(head)
@@ -272,15 +392,37 @@ class _Reader:
             for here, there in ((crc, entry.crc), (stored, entry.stored), (nbytes, entry.nbytes)):
                 if here not in {there, 2**32 - 1}:
                     self.fail("has another size or checksum in front of its bytes", entry.name)
-        return entry.header + _LOCAL.size + int(name_len) + int(extra_len)
+        start = entry.header + _LOCAL.size + int(name_len) + int(extra_len)
+        if start + entry.stored > limit:
+            self.fail("ends inside the directory", entry.name)
+        return start
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file begins as zip archives do, empty ones too."""
+    return head[:4] in {b"PK\3\4", b"PK\5\6"}
+
+
+_READ: WeakKeyDictionary[Source, tuple[Limits, Archive]] = WeakKeyDictionary()
 
 
 def read_archive(source: Source, limits: Limits) -> Archive:
-    """The records of a zip file, each checked against the file.
+    """The records of a zip file, each checked against the file. It is read once for each source and limits.
 
     Raises:
         CorruptCheckpointError: the file is truncated, or contradicts itself.
+        UnknownFormatError: it has no records.
     """
+    try:
+        known = _READ.get(source)
+        if known is None or known[0] != limits:
+            known = _READ[source] = (limits, _read_archive(source, limits))
+        return known[1]
+    except TypeError:  # a source of the caller's own that cannot be remembered
+        return _read_archive(source, limits)
+
+
+def _read_archive(source: Source, limits: Limits) -> Archive:
     reader = _Reader(source, limits)
     where = reader.find_end()
     if not where.count:
@@ -289,23 +431,9 @@ def read_archive(source: Source, limits: Limits) -> Archive:
     if where.trailing:
         message = f"{where.trailing:,} bytes follow the end of the archive"
         reader.findings.append(Finding("trailing-data", "warning", message, f"byte {source.size - where.trailing}"))
-    checksums = any(entry.crc for entry in entries.values())
-    if not checksums:
+    archive = Archive(source, limits, entries, (), lambda entry: reader.data_start(entry, where.offset))
+    if not archive.checksums:
         message = "its writer left out the checksums, so damage cannot be seen"
         reader.findings.append(Finding("no-checksums", "info", message))
-    return Archive(entries, tuple(reader.findings), checksums)
-
-
-def checksum_holds(source: Source, entry: Entry) -> bool:
-    """Whether the bytes of a stored record have the checksum that the directory gives."""
-    crc = 0
-    for start in range(0, entry.stored, _CHUNK):
-        crc = zlib.crc32(source.read(entry.offset + start, min(_CHUNK, entry.stored - start)), crc)
-    return crc == entry.crc
-
-
-def check_crcs(source: Source, entries: Iterable[Entry]) -> Iterator[tuple[str, bool, int]]:
-    """Read every stored record and compare its checksum: (name, whether it holds, bytes)."""
-    for entry in entries:
-        if entry.method == STORED:
-            yield entry.name, checksum_holds(source, entry), entry.nbytes
+    archive.findings = tuple(reader.findings)
+    return archive

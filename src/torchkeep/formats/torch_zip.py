@@ -1,50 +1,37 @@
-"""The files that `torch.save` writes since 1.6 (1.5 when asked): a stored zip of a pickle and its storages."""
+"""The zip files that `torch.save` writes since 1.6 (1.4 and 1.5 when asked), also when they were packed anew."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+import posixpath
+from collections.abc import Iterator
 
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.limits import Limits
 from ..core.source import Probe, Source
 from ..core.tensors import StorageRef
 from ..core.tree import Global
-from ..errors import (
-    CorruptCheckpointError,
-    OpenError,
-    UnknownFormatError,
-    UnsafeCheckpointError,
-    UnsupportedFeatureError,
-)
+from ..errors import CorruptCheckpointError, OpenError, UnknownFormatError
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
-from ._pickle import Use, truncation_is_corruption, unpickle
+from ._pickle import Unpickled, Use, truncation_is_corruption, unpickle
 from ._torch import TensorReader, with_dangers
-from ._zip import STORED, Archive, Entry, check_crcs, checksum_holds, read_archive
+from ._zip import DEFLATED, Archive, is_zip, read_archive
 
 _SMALL = 1 << 16
+_PICKLE = "data.pkl"
 _KNOWN_RECORDS = frozenset(
-    {"data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
-)
-_OTHER_LAYOUTS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(.*/)?\.data/extern_modules"), "a torch.package archive"),
-    (
-        re.compile(r"serialized_exported_program\.json|[^/]+/(archive_format|models/.*\.json)"),
-        "a program of torch.export",
-    ),
-    (re.compile(r"[^/]+/(constants\.pkl|bytecode\.pkl|model\.json|code/.*)"), "a TorchScript archive"),
+    {_PICKLE, "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 )
 
 
 class TorchZip:
-    """Reads zip checkpoints of torch 1.5 and later."""
+    """Reads zip checkpoints of torch 1.4 and later."""
 
     name = "torch_zip"
 
     def sniff(self, probe: Probe) -> bool:
-        """Every zip file is taken here, so that one that is no checkpoint gets a good message."""
-        return probe.head[:4] in {b"PK\3\4", b"PK\5\6"}
+        """Every zip file is taken here, so that one that is no checkpoint gets a good message: this is asked last."""
+        return is_zip(probe.head)
 
     @collector_paused()
     @truncation_is_corruption()
@@ -53,28 +40,19 @@ class TorchZip:
 
         Raises:
             CorruptCheckpointError: the archive or the pickle is damaged or contradicts itself.
-            UnsupportedFeatureError: it is another kind of archive that torch writes, or holds unusual tensors.
             UnknownFormatError: it is a zip file of something else.
         """
         archive = read_archive(source, limits)
-        root = _root(source, archive)
-        records = _Records(source, archive, root)
+        records = Records(archive, _root(source, archive))
         version, alignment = _check_small_records(records)
         seen: dict[Global, Use] = {}
-        reader = TensorReader(source, records.place)
-        data = records.read("data.pkl", limits.pickle_bytes)
-        try:
-            found = unpickle(data, 0, reader.dialect(), limits, file=source.name, stream="data.pkl", seen=seen)
-        except OpenError as error:
-            raise with_dangers(error, seen)  # noqa: B904 - it is the same error
-        if found.end != len(data):
-            message = f"{len(data) - found.end:,} bytes follow the end of the pickle"
-            records.findings.append(Finding("trailing-data", "warning", message, f"data.pkl, byte {found.end}"))
+        reader = TensorReader(source, records.place, limits, swapped=records.swapped)
+        found = records.unpickle(_PICKLE, reader, limits, seen)
         contents = Contents(
             found.value,
             seen,
             hints=_hints(records, version, alignment),
-            findings=(*archive.findings, *records.findings, *records.strangers()),
+            findings=(*archive.findings, *records.findings, *reader.findings, *records.strangers()),
             metadata={f"source:{name}": text for name, text in reader.sources.items()},
         )
         return checkpoint_from(source.name, self.name, contents, limits)
@@ -84,75 +62,82 @@ class TorchZip:
 
         Archives without checksums give nothing.
         """
-        archive = read_archive(source, limits)
-        if archive.checksums:
-            yield from check_crcs(source, archive.entries.values())
+        yield from read_archive(source, limits).verify()
 
 
-class _Records:
-    """The records below the one root folder of an archive."""
+class Records:
+    """The records below one folder of an archive, and the storages among them.
 
-    def __init__(self, source: Source, archive: Archive, root: str) -> None:
-        self.source = source
+    Attributes:
+        root: the folder, with its slash; empty where the records lie at the top.
+        swapped: whether the file was written on a machine of the other byte order.
+        keys: the storages that were asked for, in that order.
+    """
+
+    def __init__(self, archive: Archive, root: str, storages: str = "data/") -> None:
+        self.archive = archive
         self.root = root
-        self.checksums = archive.checksums
-        self.entries = {name.removeprefix(root): entry for name, entry in archive.entries.items()}
+        self.names = frozenset(name.removeprefix(root) for name in archive.entries if name.startswith(root))
+        self.storages = storages
         self.findings: list[Finding] = []
         self.keys: list[str] = []
+        self.swapped = False
 
     def read(self, name: str, most: int) -> bytes:
         """A record whole, with its checksum checked."""
-        entry = self.entries[name]
-        if entry.nbytes > most:
-            raise UnsafeCheckpointError(f"has {entry.nbytes:,} bytes", file=self.source.name, place=name)
-        if self.checksums and not checksum_holds(self.source, entry):
-            raise CorruptCheckpointError(
-                "is damaged: its checksum is wrong", file=self.source.name, place=name, hint="fetch the file again"
-            )
-        return bytes(self.source.read(entry.offset, entry.nbytes))
+        return self.archive.read(self.root + name, most)
+
+    def unpickle(self, name: str, reader: TensorReader, limits: Limits, seen: dict[Global, Use]) -> Unpickled:
+        """The object in one of the records."""
+        data = self.read(name, limits.pickle_bytes)
+        file = self.archive.source.name
+        try:
+            found = unpickle(data, 0, reader.dialect(), limits, file=file, stream=name, seen=seen)
+        except OpenError as error:
+            raise with_dangers(error, seen)  # noqa: B904 - it is the same error
+        if found.end != len(data):
+            message = f"{len(data) - found.end:,} bytes follow the end of the pickle"
+            self.findings.append(Finding("trailing-data", "warning", message, f"{name}, byte {found.end}"))
+        return found
 
     def place(self, key: str, nbytes: int) -> StorageRef:
         """Where the bytes of a storage are."""
         self.keys.append(key)
-        entry = self.entries.get(f"data/{key}")
-        if entry is None:
-            problem = f"its record data/{key[:100]} is missing"
-            self.findings.append(
-                Finding("missing-storage", "danger", f"record data/{key[:100]} is missing", "data.pkl")
-            )
-            return StorageRef(nbytes, None, problem)
-        if entry.nbytes != nbytes:
+        name = self.storages + key
+        if name not in self.names:
+            message = f"record {name[:110]} is missing"
+            self.findings.append(Finding("missing-storage", "danger", message, _PICKLE))
+            return StorageRef(nbytes, None, f"its {message}")
+        ref = self.archive.storage(self.root + name)
+        if ref.nbytes != nbytes:
             raise CorruptCheckpointError(
-                f"declares storage {key!r} with {nbytes:,} bytes, its record has {entry.nbytes:,}"
+                f"declares storage {key!r} with {nbytes:,} bytes, its record has {ref.nbytes:,}"
             )
-        return StorageRef(nbytes, entry.offset)
+        return ref
 
     def strangers(self) -> list[Finding]:
-        """Records that no checkpoint needs."""
-        used = {f"data/{key}" for key in self.keys}
-        odd = [name for name in self.entries if name not in _KNOWN_RECORDS and name not in used and name[-1:] != "/"]
-        if not odd:
-            return []
-        shown = ", ".join(repr(name[:60]) for name in odd[:5])
-        return [
-            Finding("extra-record", "info", f"records that the checkpoint does not use: {len(odd):,}, such as {shown}")
-        ]
+        """Records that no checkpoint needs, and records that are compressed."""
+        used = {self.storages + key for key in self.keys}
+        odd = [name for name in self.names if name not in _KNOWN_RECORDS and name not in used and name[-1:] != "/"]
+        odd += [name for name in self.archive.entries if not name.startswith(self.root)]
+        found = []
+        if odd:
+            shown = ", ".join(repr(name[:60]) for name in sorted(odd)[:5])
+            message = f"records that the checkpoint does not use: {len(odd):,}, such as {shown}"
+            found.append(Finding("extra-record", "info", message))
+        packed = sum(self.archive.entries[self.root + name].method == DEFLATED for name in self.names)
+        if packed:
+            message = f"{packed:,} records are compressed: they are inflated when they are read, and not mapped"
+            found.append(Finding("compressed", "info", message))
+        return found
 
 
 def _root(source: Source, archive: Archive) -> str:
     """The folder that everything is in, with its slash; raises when this is not what torch.save writes."""
     names = list(archive.entries)
-    for pattern, what in _OTHER_LAYOUTS:
-        if any(map(pattern.fullmatch, names)):
-            raise UnsupportedFeatureError(
-                f"is {what}, which torchkeep does not read yet",
-                file=source.name,
-                hint="load it with torch and save the state dict of the model",
-            )
-    if all(name.endswith(".npy") for name in names):
-        raise UnsupportedFeatureError("is a NumPy archive (.npz), which torchkeep does not read yet", file=source.name)
-    roots = sorted({name.split("/", 1)[0] for name in names})
-    with_pickle = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    with_pickle = [name for name in names if posixpath.basename(name) == _PICKLE and not name.startswith("__MACOSX/")]
+    top = min((name.count("/") for name in with_pickle), default=0)
+    with_pickle = [name for name in with_pickle if name.count("/") == top]
     if not with_pickle:
         listed = ", ".join(repr(name[:60]) for name in names[:5])
         raise UnknownFormatError(
@@ -160,53 +145,38 @@ def _root(source: Source, archive: Archive) -> str:
             file=source.name,
             hint="if the checkpoint is inside, unpack the file first",
         )
-    if len(roots) > 1:
+    if len(with_pickle) > 1:
         raise CorruptCheckpointError(
-            f"has {len(roots)} root folders where torch writes one: {', '.join(map(repr, roots[:5]))}",
+            f"has {len(with_pickle)} root folders where torch writes one: {', '.join(map(repr, with_pickle[:5]))}",
             file=source.name,
             hint="readers disagree on such files; do not use it",
         )
-    root = roots[0] + "/"
-    if any(name.startswith(root + "tensors/") for name in names):
-        raise UnsupportedFeatureError(
-            "is a zip of torch 1.4 (its storages are in tensors/), which torchkeep does not read yet", file=source.name
-        )
-    _check_stored(source, archive.entries.values())
-    return root
+    return with_pickle[0].removesuffix(_PICKLE)
 
 
-def _check_stored(source: Source, entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        if entry.method != STORED:
-            raise UnsupportedFeatureError(
-                f"has compressed records ({entry.name[:100]!r}), which cannot be read lazily",
-                file=source.name,
-                hint="unpack it and pack it again without compression: zip -0 -r new.pth folder",
-            )
-
-
-def _check_small_records(records: _Records) -> tuple[str, bool]:
-    """The archive's version, and whether it tells its alignment; a big-endian file is refused."""
-    small = {
-        name: records.read(name, _SMALL).strip() for name in _KNOWN_RECORDS - {"data.pkl"} if name in records.entries
-    }
+def _check_small_records(records: Records) -> tuple[str, bool]:
+    """The archive's version, and whether it tells its alignment; also finds out where storages are and their order."""
+    small = {name: records.read(name, _SMALL).strip() for name in _KNOWN_RECORDS - {_PICKLE} if name in records.names}
     order = small.get("byteorder", b"little")
-    if order == b"big":
-        raise UnsupportedFeatureError(
-            "was written on a big-endian machine, which torchkeep does not read yet", file=records.source.name
+    if order not in {b"little", b"big"}:
+        raise CorruptCheckpointError(
+            f"has byte order {order[:40]!r}", file=records.archive.source.name, place="byteorder"
         )
-    if order != b"little":
-        raise CorruptCheckpointError(f"has byte order {order[:40]!r}", file=records.source.name, place="byteorder")
+    records.swapped = order == b"big"
+    if any(name.startswith("tensors/") for name in records.names):  # torch 1.4
+        records.storages = "tensors/"
     return small.get("version", b"").decode("ascii", "replace"), ".format_version" in small
 
 
-def _hints(records: _Records, version: str, format_version: bool) -> tuple[Hint, ...]:
+def _hints(records: Records, version: str, format_version: bool) -> tuple[Hint, ...]:
     """What the records tell of the torch that wrote them."""
     if format_version:
         return (Hint("it has a .format_version record", (2, 7)),)
-    if "byteorder" in records.entries:
+    if "byteorder" in records.names:
         return (Hint("it has a byteorder record and no .format_version", (2, 1), (2, 6)),)
     addresses = any(key.isdigit() and len(key) > 7 for key in records.keys)
+    if records.storages == "tensors/" or version == "1":
+        return (Hint("its storages are in tensors/ or its archive version is 1", (1, 4), (1, 4)),)
     if version == "2":
         return (Hint("its archive version is 2", (1, 5), (1, 5)),)
     if addresses:

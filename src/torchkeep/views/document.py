@@ -11,7 +11,7 @@ import msgspec
 import torch
 
 from ..core import tagged
-from ..core.checkpoint import Checkpoint
+from ..core.checkpoint import Checkpoint, SavedModule
 from ..core.report import LoadReport, VerifyReport
 from ..core.snapshot import RunSummary
 from ..core.tensors import dtype_name
@@ -57,7 +57,7 @@ def _checkpoint(ckpt: Checkpoint) -> dict[str, Any]:
         "model": {"key": ckpt.model_key, "candidates": list(ckpt.candidates)},
         "producer": _plain(ckpt.provenance),
         "metadata": dict(ckpt.metadata),
-        "modules": _plain(ckpt.modules),
+        "modules": [_module(module) for module in ckpt.modules],
         "findings": _plain(ckpt.findings),
         "tensors": [
             {
@@ -68,10 +68,29 @@ def _checkpoint(ckpt: Checkpoint) -> dict[str, Any]:
                 "requires_grad": tensor.requires_grad,
                 "nbytes": tensor.nbytes,
                 "kind": tensor.kind,
+                "layout": tensor.layout,
             }
             for name, tensor in ckpt.items()
         ],
     }
+
+
+def _module(module: SavedModule) -> dict[str, Any]:
+    """Attributes are shown where they are numbers, text or short lists of them, the others as Python prints them."""
+    facts = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    shown = {key: _attribute(value) for key, value in module.attributes.items()}
+    return {key: _plain(value) for key, value in facts.items() if key != "attributes"} | {"attributes": shown}
+
+
+def _attribute(value: Any) -> Any:
+    simple = (str, int, float, bool, type(None))
+    if isinstance(value, simple) or (
+        isinstance(value, (list, tuple)) and len(value) < 100 and all(isinstance(item, simple) for item in value)
+    ):
+        return _plain(value)
+    return (
+        f"<{type(value).__name__}>" if isinstance(value, (Mapping, list, tuple, set, frozenset)) else repr(value)[:200]
+    )
 
 
 def _load_report(report: LoadReport) -> dict[str, Any]:
