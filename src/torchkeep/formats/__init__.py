@@ -25,6 +25,9 @@ class Format(Protocol):
 
 FORMATS: dict[str, str] = {  # in the order in which they are asked
     "safetensors": "formats.safetensors:Safetensors",
+    "compressed": "formats.compressed:Compressed",
     "torch_zip": "formats.torch_zip:TorchZip",
+    "torch_tar": "formats.torch_tar:TorchTar",
     "torch_legacy": "formats.torch_legacy:TorchLegacy",
+    "plain_pickle": "formats.plain_pickle:PlainPickle",
 }

@@ -20,7 +20,7 @@ from typing import Any
 from ..core.limits import Limits
 from ..core.tree import Global, Record
 from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError
-from ._plain import PLAIN, Meter, add_items, append_items, frozen, set_items
+from ._plain import FINISHED, PLAIN, Meter, add_items, append_items, frozen, set_items
 
 _NAME_BYTES = 1 << 16
 
@@ -139,6 +139,7 @@ class _Machine:
         "memo",
         "meter",
         "pos",
+        "replaced",
         "seen",
         "size",
         "stack",
@@ -169,7 +170,8 @@ class _Machine:
         self.meter = Meter(limits)
         self.found: dict[tuple[str, str], Any] = {}
         self.known: dict[int, _Known] = {}  # by identity, so that a call need not hash
-        self.alive: list[Global] = []  # which keeps the identities valid
+        self.alive: list[Any] = []  # which keeps the identities valid
+        self.replaced: dict[int, Any] = {}  # records that the memo still has, and the values that they became
 
     def run(self) -> Any:
         data, handlers = self.data, _HANDLERS
@@ -254,6 +256,23 @@ class _Machine:
         self.alive.append(named)
         self.found[key] = found = self.dialect.constants.get(key, named)
         return found
+
+    def recall(self, index: int) -> Any:
+        """What the memo has under a number."""
+        value = self.memo[index]
+        return self.replaced.get(id(value), value) if type(value) is Record else value
+
+    def finish(self, record: Record) -> None:
+        """A record got its state: it may become something else, here and wherever it is recalled."""
+        key = (record.cls.module, record.cls.name)
+        finisher = self.dialect.finishers.get(key)
+        if finisher is not None:
+            finisher(record)
+        elif key in FINISHED:
+            value = FINISHED[key](self.meter, record)
+            if value is not None:
+                self.alive.append(record)
+                self.replaced[id(record)] = self.stack[-1] = value
 
     def make(self, callee: Any, args: Any, how: str, kwargs: dict[Any, Any] | None = None) -> Any:
         """What a call in the stream comes to: the answer of a builder, or a record of the call."""
@@ -376,7 +395,7 @@ def _memoize(m: _Machine) -> None:
 @_op(b"h")
 def _binget(m: _Machine) -> None:
     pos = m.pos
-    m.stack.append(m.memo[m.data[pos]])
+    m.stack.append(m.recall(m.data[pos]))
     m.pos = pos + 1
 
 
@@ -384,12 +403,12 @@ def _binget(m: _Machine) -> None:
 def _long_binget(m: _Machine) -> None:
     pos = m.pos
     m.pos = end = pos + 4
-    m.stack.append(m.memo[int.from_bytes(m.data[pos:end], "little")])
+    m.stack.append(m.recall(int.from_bytes(m.data[pos:end], "little")))
 
 
 @_op(b"g")
 def _get(m: _Machine) -> None:
-    m.stack.append(m.memo[int(m.line(20))])
+    m.stack.append(m.recall(int(m.line(20))))
 
 
 # Numbers
@@ -696,9 +715,7 @@ def _build(m: _Machine) -> None:
     if type(target) is Record:
         target.state = state if target.state is None else (target.state, state)
         if type(target.cls) is Global:
-            finisher = m.dialect.finishers.get((target.cls.module, target.cls.name))
-            if finisher is not None:
-                finisher(target)
+            m.finish(target)
     elif type(target) is OrderedDict:
         if type(state) is dict and isinstance(state.get("_metadata"), dict):
             target._metadata = state["_metadata"]  # type: ignore[attr-defined]

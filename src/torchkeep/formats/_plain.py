@@ -7,12 +7,14 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..core.limits import Limits
 from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import CorruptCheckpointError, UnsafeCheckpointError
+from . import _numpy
 
 _FREE_KEYS = frozenset({str, bytes, bool, type(None)})
 _PLAIN_LEAVES = frozenset({str, bytes, bool, type(None), int, float, complex, torch.dtype, torch.device, Global})
@@ -69,7 +71,7 @@ class Meter:
                 stack.extend((part, depth + 1) for part in node)
             elif type(node) is int:
                 count += node.bit_length() >> 9
-            elif type(node) not in _PLAIN_LEAVES and not isinstance(node, (Record, LazyTensor)):
+            elif type(node) not in _PLAIN_LEAVES and not isinstance(node, (Record, LazyTensor, np.number, np.bool_)):
                 raise CorruptCheckpointError(f"uses a {type(node).__name__} as a dictionary key")
             if count > self._limits.key_leaves:
                 raise UnsafeCheckpointError(f"has a dictionary key of more than {self._limits.key_leaves:,} leaves")
@@ -249,7 +251,11 @@ PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _encode,
     ("copyreg", "_reconstructor"): _reconstructor,
     ("copy_reg", "_reconstructor"): _reconstructor,
+    **_numpy.BUILDERS,
     ("torch", "Size"): _size,
     ("torch", "device"): _device,
 }
 """The names that make plain values; each builder gets the meter first and may answer NotImplemented: keep a record."""
+
+FINISHED = _numpy.FINISHERS
+"""Records that are replaced by a value once their state is known; each gets the meter first, None keeps the record."""

@@ -148,7 +148,7 @@ class TensorReader:
     def _storage(self, kind: Any, key: Any, location: Any, numel: Any, view: Any = None) -> LazyStorage:
         if type(kind) is not Global:
             raise CorruptCheckpointError("declares a storage whose type is no name")
-        dtype = self._types.get(kind) or self._storage_dtype(kind)
+        dtype = self._types.get(kind) or self.storage_dtype(kind)
         if type(key) is not str or type(location) is not str:
             raise CorruptCheckpointError("declares a storage whose key or location is no text")
         if type(numel) is not int or not 0 <= numel < 1 << 62:
@@ -166,7 +166,8 @@ class TensorReader:
             self._storages[slot] = storage
         return storage
 
-    def _storage_dtype(self, kind: Global) -> torch.dtype:
+    def storage_dtype(self, kind: Global) -> torch.dtype:
+        """The dtype of a storage's elements, by the name of its class."""
         row = BY_STORAGE.get(kind.name)
         if row is not None:
             self._types[kind] = row.torch
@@ -219,7 +220,7 @@ class TensorReader:
 
     def _builders(self) -> dict[tuple[str, str], Callable[..., Any]]:
         builders: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor"): self.strided,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor_v2,
             ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
@@ -248,7 +249,7 @@ class TensorReader:
                 builders["torch.sparse", name] = builders["torch.cuda.sparse", name] = self._coordinates
         return builders
 
-    def _tensor(
+    def strided(
         self,
         storage: Any,
         offset: Any,
@@ -258,6 +259,7 @@ class TensorReader:
         dtype: Any = None,
         metadata: Any = None,
     ) -> LazyTensor:
+        """A tensor of a storage, after its sizes, strides and offset were held against it."""
         if type(storage) is not LazyStorage or storage.storage is None:
             raise CorruptCheckpointError("builds a tensor from something that is no storage")
         if dtype is None:
@@ -283,12 +285,12 @@ class TensorReader:
     def _tensor_v2(
         self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, metadata: Any = None
     ) -> LazyTensor:
-        return self._tensor(storage, offset, size, stride, grad, None, metadata)
+        return self.strided(storage, offset, size, stride, grad, None, metadata)
 
     def _tensor_v3(
         self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
     ) -> LazyTensor:
-        return self._tensor(storage, offset, size, stride, grad, dtype, metadata)
+        return self.strided(storage, offset, size, stride, grad, dtype, metadata)
 
     def _meta(self, dtype: Any, size: Any, stride: Any, requires_grad: Any) -> LazyTensor:
         if not isinstance(dtype, torch.dtype):
@@ -362,10 +364,10 @@ class TensorReader:
         spec, stride = _geometry(dtype, size, stride)
         packed = quantized_ints(dtype)[1]
         if packed == 1:
-            ints = self._tensor(storage, offset, size, stride)
+            ints = self.strided(storage, offset, size, stride)
         else:  # several elements in a byte: the bytes as they lie
             check_sizes(spec)
-            ints = self._tensor(storage, offset, (-(-spec.numel // packed),), (1,))
+            ints = self.strided(storage, offset, (-(-spec.numel // packed),), (1,))
         parts = {"ints": ints}
         scheme = _text(params[0]).removeprefix("torch.")
         if scheme == "per_tensor_affine":
@@ -444,7 +446,7 @@ class TensorReader:
         if type(state) is not tuple:
             return
         if len(state) == 4 and type(state[0]) is LazyStorage:
-            record.tensor = self._tensor(*state)
+            record.tensor = self.strided(*state)
         elif len(state) == 5 and isinstance(as_tensor(state[0]), LazyTensor):
             record.tensor = as_tensor(state[0]).replace(requires_grad=state[3] is True)
         elif len(state) == 3 and record.tensor is not None:

@@ -7,6 +7,7 @@ any byte of data can be found.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +16,17 @@ from ..core.limits import Limits
 from ..core.source import Probe, Source
 from ..core.tensors import StorageRef
 from ..core.tree import Global
-from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
+from ..errors import CorruptCheckpointError, OpenError, UnsupportedFeatureError
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
-from ._pickle import Dialect, TruncatedStreamError, Unpickled, Use, truncation_is_corruption, unpickle
+from ._pickle import Dialect, TruncatedStreamError, Unpickled, Use, truncation_is_corruption
+from ._stream import unpickle_at
 from ._torch import TensorReader, with_dangers
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_FORMS = (MAGIC.to_bytes(10, "little"), b"L%dL\n" % MAGIC)
 _PROTOCOL = 1001
 _MOST_SAVES = 1000
-_WINDOW = 1 << 16  # what is read of a pickle whose length nobody tells, at first; most are shorter
 _UNLISTED = "the file does not list this storage"
 
 
@@ -61,7 +62,7 @@ class TorchLegacy:
         except OpenError as error:
             raise with_dangers(error, reading.seen)  # noqa: B904 - it is the same error
         contents = Contents(
-            _joined(saves),
+            joined(saves),
             reading.seen,
             hints=_hints(reading.seen),
             findings=tuple(reading.findings),
@@ -117,6 +118,7 @@ class _Reading:
         """The object of one save, and where it ends; None where the file is cut."""
         tree, tensors, storages, end = self.pickles(start)
         self.sources.update(tensors.sources)
+        self.findings += tensors.findings
         return tree, self.place(tensors, storages, end)
 
     def fail(self, what: str, place: str) -> CorruptCheckpointError:
@@ -136,12 +138,12 @@ class _Reading:
             )
         system = self._plain(protocol.end, "system information")
         storages = _Storages()
-        tensors = TensorReader(self.source, storages.place)
+        tensors = TensorReader(self.source, storages.place, self.limits)
 
         def dialect() -> Dialect:
             nonlocal storages, tensors
             storages = _Storages()  # reading starts afresh when a larger window is needed
-            tensors = TensorReader(self.source, storages.place)
+            tensors = TensorReader(self.source, storages.place, self.limits)
             return tensors.dialect()
 
         found = self._unpickle(system.end, "object", dialect)
@@ -150,27 +152,8 @@ class _Reading:
     def _plain(self, start: int, stream: str) -> Unpickled:
         return self._unpickle(start, stream, Dialect)
 
-    def _unpickle(self, start: int, stream: str, dialect: Any) -> Unpickled:
-        """Read a pickle of unknown length through a window that grows when it was too small."""
-        window = _WINDOW
-        while True:
-            length = max(0, min(window, self.source.size - start, self.limits.pickle_bytes))
-            data = bytes(self.source.read(start, length))
-            try:
-                found = unpickle(
-                    data, 0, dialect(), self.limits, file=self.source.name, stream=stream, base=start, seen=self.seen
-                )
-                return Unpickled(found.value, start + found.end, found.globals)
-            except TruncatedStreamError:
-                if start + length >= self.source.size:
-                    raise
-                if length >= self.limits.pickle_bytes:
-                    raise UnsafeCheckpointError(
-                        f"has a pickle of more than {length:,} bytes (Limits.pickle_bytes)",
-                        file=self.source.name,
-                        place=stream,
-                    ) from None
-            window *= 8
+    def _unpickle(self, start: int, stream: str, dialect: Callable[[], Dialect]) -> Unpickled:
+        return unpickle_at(self.source, start, dialect, self.limits, stream=stream, seen=self.seen)
 
     def _keys(self, start: int, declared: dict[str, StorageRef]) -> tuple[list[str], int | None]:
         """The storage keys in the order of the file, and where the storages begin; None where the file is cut."""
@@ -237,7 +220,7 @@ class _Reading:
         self.findings.append(Finding("trailing-data", "warning", message, f"byte {end}"))
 
 
-def _joined(saves: list[Any]) -> Any:
+def joined(saves: list[Any]) -> Any:
     """Several saves as one object: dicts without a common key as one dict, others as a list."""
     if len(saves) == 1:
         return saves[0]
