@@ -123,7 +123,10 @@ def compare(ckpt: Checkpoint, sidecar: dict[str, Any]) -> list[str]:
     found = [
         f"{name} is not in the sidecar"
         for name in ours
-        if name not in said and ours[name].layout != "nested" and not in_a_tuple(name, said) and not is_attribute(ckpt.tree, paths.get(name, ()))
+        if name not in said
+        and ours[name].layout != "nested"
+        and not in_a_tuple(name, said)
+        and not is_attribute(ckpt.tree, paths.get(name, ()))
     ]
     found += [f"{name} was not found" for name in said if name not in ours]
     for name in ours.keys() & said.keys():

@@ -80,7 +80,9 @@ class Composite(LazyTensor):
         try:
             shared = storages if storages is not None and storages.device.type == "cpu" else None
             parts = {name: part.load(storages=shared) for name, part in self._parts.items()}
-            out: torch.Tensor = self.composition.assemble(self.spec, parts)
+            with warnings.catch_warnings():  # that a layout is in beta, or quantization will go, helps nobody here
+                warnings.simplefilter("ignore", UserWarning)
+                out: torch.Tensor = self.composition.assemble(self.spec, parts)
         except CorruptCheckpointError as error:
             error.file = error.file or self.source.name
             raise
@@ -177,31 +179,24 @@ class Quantized:
         return "quantized"
 
     def assemble(self, spec: TensorSpec, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """torch's own quantized tensor; torch warns that it will go, which the owner of an old file cannot help."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return self._assemble(spec, parts)
-
-    def _assemble(self, spec: TensorSpec, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """torch's own quantized tensor."""
         ints = parts["ints"]
         if self.scheme == "per_tensor_affine":
-            out = torch._empty_affine_quantized(
-                spec.shape, scale=self.scale, zero_point=self.zero_point, dtype=spec.dtype
-            )
+            out = torch._empty_affine_quantized((0,), scale=self.scale, zero_point=self.zero_point, dtype=spec.dtype)
         else:
             scales, zeros = parts["scales"], parts["zero_points"]
-            width = spec.shape[self.axis] if self.axis < len(spec.shape) else -1
+            width = spec.shape[self.axis] if 0 <= self.axis < len(spec.shape) else -1
             if not scales.numel() == zeros.numel() == width:
                 raise CorruptCheckpointError(
                     f"has {scales.numel()} scales and {zeros.numel()} zero points for {width} channels"
                 )
+            hollow = [width if dim == self.axis else 0 for dim in range(len(spec.shape))]
             out = torch._empty_per_channel_affine_quantized(
-                spec.shape, scales=scales, zero_points=zeros, axis=self.axis, dtype=spec.dtype
+                hollow, scales=scales, zero_points=zeros, axis=self.axis, dtype=spec.dtype
             )
-        base = ints.untyped_storage()
-        if ints.shape != out.shape:  # several elements in a byte: the integers are the bytes
-            return out.set_(base, ints.storage_offset(), spec.shape, contiguous_stride(spec.shape))
-        return out.set_(base, ints.storage_offset(), spec.shape, ints.stride())
+        packed = QUANTIZED[spec.dtype][1] > 1  # several elements in a byte: the integers are the bytes as they lie
+        stride = contiguous_stride(spec.shape) if packed else ints.stride()
+        return out.set_(ints.untyped_storage(), ints.storage_offset(), spec.shape, stride)
 
 
 @dataclass(frozen=True, slots=True)
