@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 from fuzz.strategies import inputs
 from fuzz.targets import stored_inputs, targets
@@ -18,35 +18,27 @@ SECONDS = 60 / len(TARGETS)
 SLOWEST = 5.0  # seconds for one input
 
 
-def fuzz(target: str, seconds: float, *, seed: int | None = None) -> int:
-    """Give a target inputs until the time is over; returns how many there were."""
+def fuzz(target: str, seconds: float, start: int = 0) -> int:
+    """Give a target inputs, a batch for each number from `start` on, until the time is over; returns how many."""
     read = TARGETS[target]
     seeds = [data for _, data in stored_inputs(HERE, target)]
-    given_inputs = 0
+    count, batch = 0, start
     until = time.monotonic() + seconds
+    while time.monotonic() < until:
 
-    @settings(
-        max_examples=2000,
-        deadline=None,
-        derandomize=seed is None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(inputs(target, seeds))
-    def one(data: bytes) -> None:
-        nonlocal given_inputs
-        if time.monotonic() < until:
+        @seed(batch)
+        @settings(max_examples=50, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(inputs(target, seeds))
+        def one(data: bytes) -> None:
+            nonlocal count
             started = time.monotonic()
             read(data)
             assert time.monotonic() - started < SLOWEST, f"{len(data)} bytes took too long"
-            given_inputs += 1
+            count += 1
 
-    while time.monotonic() < until:
         one()
-        if seed is None:
-            break
-    return given_inputs
+        batch += 1
+    return count
 
 
 @pytest.mark.parametrize("target", list(TARGETS))

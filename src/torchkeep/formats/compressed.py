@@ -13,7 +13,7 @@ from ..core.checkpoint import Checkpoint, Finding
 from ..core.limits import Limits
 from ..core.source import Probe, Source, probe_of
 from ..core.table import human_bytes
-from ..errors import UnsafeCheckpointError
+from ..errors import CorruptCheckpointError, UnsafeCheckpointError
 from ._inflate import Inflated
 
 _KINDS: tuple[tuple[bytes, str, Callable[[], Any]], ...] = (
@@ -61,7 +61,7 @@ class Compressed:
         for magic, kind, fresh in _KINDS:
             if head.startswith(magic):
                 return Inflated(source, fresh, limits), kind
-        raise AssertionError("sniff was not asked")
+        raise CorruptCheckpointError("is no gzip, bzip2 or xz file", file=source.name)
 
 
 _MESSAGE = "is a {kind} file, so all {size} of it were inflated to open it; `torchkeep convert` makes it lazy"
