@@ -67,6 +67,7 @@ class OpenError(TorchkeepError):
     Attributes:
         file: the file as the caller named it.
         place: where in the file, e.g. `data.pkl, byte 120` or `header, tensor 'fc.weight'`; may be empty.
+        findings: what was found in the file before that, dangerous names above all.
     """
 
     exit_code = 10
@@ -75,6 +76,7 @@ class OpenError(TorchkeepError):
         super().__init__(message, hint=hint)
         self.file = file
         self.place = place
+        self.findings: tuple[Any, ...] = ()
 
     def _where(self) -> str:
         return "".join(f"{part}: " for part in (self.file, self.place) if part)

@@ -116,7 +116,7 @@ def compare(ckpt: Checkpoint, sidecar: dict[str, Any]) -> list[str]:
     """What is different between a checkpoint and its sidecar."""
     said = dict(zip(name_paths([plain_name(tensor) for tensor in sidecar["tensors"]]), sidecar["tensors"], strict=True))
     ours = {name: tensor for name, tensor in ckpt.items() if not tensor.class_name.endswith("Storage")}
-    if sidecar.get("group") == "torchscript":  # how its writer listed it: dotted names, and no flags of tensors
+    if sidecar.get("group") in {"torchscript", "pt2"}:  # listed from what torch made of them: flags and kinds are lost
         keep = ("shape", "dtype", "location", "sha256")
         said = {name: {key: each[key] for key in keep if key in each} for name, each in said.items()}
     paths = {} if ckpt.tree is ABSENT else {leaf.name: leaf.path for leaf in leaves(ckpt.tree)}
@@ -237,7 +237,7 @@ def is_attribute(tree: Any, path: tuple[str, ...]) -> bool:
 def producer_fits(path: Path, ckpt: Checkpoint) -> bool:
     """Whether the version that wrote a file lies within what is said of its producer."""
     writer = re.search(r"torch(\d+)\.(\d+)\.\d", str(path))
-    said = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\.(\d+)(?!\.)", ckpt.provenance.producer.split(",")[0])]
+    said = [(int(a), int(b)) for a, b in re.findall(r"(?<![\d.])(\d+)\.(\d+)", ckpt.provenance.producer.split(",")[0])]
     if writer is None or not said:
         return True
     version = (int(writer[1]), int(writer[2]))

@@ -318,7 +318,7 @@ def open_bytes(name: str, data: bytes) -> Any:
     return ckpt
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", list(samples()))
 def test_samples_open(name: str) -> None:
     assert len(open_bytes(name, samples()[name])) == 4
 
@@ -326,7 +326,7 @@ def test_samples_open(name: str) -> None:
 edits = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", list(samples()))
 @settings(max_examples=150, deadline=None)
 @given(edits=edits, cut=st.floats(0, 3))
 def test_mutated_files_only_raise_our_errors(name: str, edits: list[tuple[float, int]], cut: float) -> None:

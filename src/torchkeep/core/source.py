@@ -117,12 +117,16 @@ def check_range(source: Source, offset: int, nbytes: int) -> None:
 class Probe:
     """What a format may look at to decide whether a file is its own: the first bytes, never the file's name.
 
-    Of a folder there are no bytes; `entries` are the names of the files in it.
+    `entries` are the names of the files in a folder, which has no bytes of its own, or of the records in an archive.
     """
 
     head: bytes
     size: int
-    entries: frozenset[str] = frozenset()
+    entries: frozenset[str] | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether a file or record of this name is in it."""
+        return self.entries is not None and name in self.entries
 
 
 PROBE_BYTES = 4096
@@ -130,5 +134,5 @@ PROBE_BYTES = 4096
 
 def probe_of(source: Source) -> Probe:
     """The first bytes of a source, or what a folder holds."""
-    entries: frozenset[str] = getattr(source, "entries", frozenset())
+    entries: frozenset[str] | None = getattr(source, "entries", None)
     return Probe(bytes(source.read(0, min(source.size, PROBE_BYTES))), source.size, entries)

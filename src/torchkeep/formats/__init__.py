@@ -26,8 +26,17 @@ class Format(Protocol):
 FORMATS: dict[str, str] = {  # in the order in which they are asked
     "safetensors": "formats.safetensors:Safetensors",
     "compressed": "formats.compressed:Compressed",
+    "torchscript": "formats.torchscript:TorchScript",
+    "torchscript_old": "formats.torchscript_old:TorchScriptOld",
+    "torch_package": "formats.torch_package:TorchPackage",
+    "pt2": "formats.pt2:Pt2",
+    "npz": "formats.numpy_files:Npz",
+    "npy": "formats.numpy_files:Npy",
     "torch_zip": "formats.torch_zip:TorchZip",
     "torch_tar": "formats.torch_tar:TorchTar",
     "torch_legacy": "formats.torch_legacy:TorchLegacy",
+    "dcp": "formats.dcp:Dcp",
     "plain_pickle": "formats.plain_pickle:PlainPickle",
+    "hf_index": "formats.hf_index:HfIndex",
+    "folder": "formats.hf_index:Folder",
 }

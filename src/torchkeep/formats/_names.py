@@ -70,6 +70,8 @@ _HARMLESS = _words(
     pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath pathlib._local.PosixPath torch.Size
     torch.device torch.Tensor torch._tensor.Tensor torch._tensor._rebuild_from_type
     torch._tensor._rebuild_from_type_v2 torch.tensor._rebuild_from_type torch.autograd.variable.Variable
+    torch.jit._pickle.build_boollist torch.jit._pickle.build_doublelist torch.jit._pickle.build_intlist
+    torch.jit._pickle.build_tensor_from_id torch.jit._pickle.build_tensorlist torch.jit._pickle.restore_type_tag
     torch.layout torch.memory_format torch.serialization._get_layout torch.storage._load_from_bytes
     torch.nn.backends.thnn._get_thnn_function_backend torch.torch_version.TorchVersion torchkeep.freezing.StayEval
     types.SimpleNamespace uuid.UUID
@@ -109,6 +111,8 @@ def is_dangerous(named: Global) -> bool:
 def is_harmless(named: Global, how: str) -> bool:
     """Whether a name is one that genuine files are full of."""
     full = named.qualified
+    if named.module.split(".")[0] == "__torch__":  # a class of TorchScript, whose code is in the archive
+        return True
     if full in _HARMLESS or _TORCH_VALUES.fullmatch(full) or _QSCHEMES.fullmatch(full):
         return True
     if named.module in {"builtins", "__builtin__"}:

@@ -36,6 +36,7 @@ def truncation_is_corruption() -> Iterator[None]:
         yield
     except TruncatedStreamError as error:
         public = CorruptCheckpointError(error.message, file=error.file, place=error.place, hint=error.hint)
+        public.findings = error.findings
         raise public from None
 
 

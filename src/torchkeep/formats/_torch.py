@@ -25,7 +25,7 @@ from ..core.tensors import (
 )
 from ..core.tree import Global, Record, as_tensor
 from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
-from ._names import dangers_in
+from ._names import dangers_in, findings_of
 from ._pickle import Dialect, Use
 
 _DIMENSIONS = 64
@@ -54,7 +54,8 @@ class LazyStorage(LazyTensor):
 
 
 def with_dangers(error: OpenError, seen: dict[Global, Use]) -> OpenError:
-    """Add to an error the dangerous names that were met before it, so that damage cannot hide them."""
+    """Add to an error what was found before it, dangerous names in its text too, so that damage cannot hide them."""
+    error.findings = (*error.findings, *findings_of(seen))
     names = list(dangers_in(seen))[:5]
     if names:
         error.message += f" (and names {', '.join(names)}, which can run code)"

@@ -116,7 +116,11 @@ class Archive:
             UnsafeCheckpointError: it has more than `most` bytes.
             CorruptCheckpointError: its checksum is wrong.
         """
-        entry = self.entries[name]
+        entry = self.entries.get(name)
+        if entry is None:
+            raise UnknownFormatError(
+                f"has no record {name!r}, and is no checkpoint without it", file=self.source.name
+            )
         if entry.nbytes > most:
             raise UnsafeCheckpointError(
                 f"has {entry.nbytes:,} bytes, more than the {most:,} allowed", file=self.source.name, place=name
@@ -128,10 +132,26 @@ class Archive:
                 place=name,
                 hint="pickles and source text do not compress like this; do not use the file",
             )
-        data = bytes(self.record(name).read(0, entry.nbytes))
+        data = self._whole(entry)
         if self.checksums and zlib.crc32(data) != entry.crc:
             raise CorruptCheckpointError(
                 "is damaged: its checksum is wrong", file=self.source.name, place=name, hint="fetch the file again"
+            )
+        return data
+
+    def _whole(self, entry: Entry) -> bytes:
+        if entry.method != DEFLATED or entry.nbytes > _TEXT_BYTES:
+            return bytes(self.record(entry.name).read(0, entry.nbytes))
+        engine = zlib.decompressobj(-zlib.MAX_WBITS)  # small ones need no temporary file
+        try:
+            data = engine.decompress(self.source.read(entry.offset, entry.stored), entry.nbytes + 1)
+        except zlib.error as error:
+            raise CorruptCheckpointError(
+                f"cannot be inflated: {error}", file=self.source.name, place=entry.name
+            ) from error
+        if len(data) != entry.nbytes or not engine.eof:
+            raise CorruptCheckpointError(
+                f"does not inflate to the {entry.nbytes:,} bytes it declares", file=self.source.name, place=entry.name
             )
         return data
 
@@ -396,6 +416,18 @@ class _Reader:
         if start + entry.stored > limit:
             self.fail("ends inside the directory", entry.name)
         return start
+
+
+def find_record(archive: Archive, pattern: re.Pattern[str], what: str) -> re.Match[str]:
+    """The first record whose whole name matches.
+
+    Raises:
+        UnknownFormatError: there is none, so this is not `what` it was taken for.
+    """
+    found = next(filter(None, map(pattern.fullmatch, archive.entries)), None)
+    if found is None:
+        raise UnknownFormatError(f"is no {what}: it has no such record", file=archive.source.name)
+    return found
 
 
 def is_zip(head: bytes) -> bool:

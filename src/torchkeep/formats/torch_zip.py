@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.limits import Limits
@@ -13,7 +13,7 @@ from ..core.tree import Global
 from ..errors import CorruptCheckpointError, OpenError, UnknownFormatError
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
-from ._pickle import Unpickled, Use, truncation_is_corruption, unpickle
+from ._pickle import Dialect, Unpickled, Use, truncation_is_corruption, unpickle
 from ._torch import TensorReader, with_dangers
 from ._zip import DEFLATED, Archive, is_zip, read_archive
 
@@ -44,14 +44,14 @@ class TorchZip:
         """
         archive = read_archive(source, limits)
         records = Records(archive, _root(source, archive))
-        version, alignment = _check_small_records(records)
+        records.read_small()
         seen: dict[Global, Use] = {}
         reader = TensorReader(source, records.place, limits, swapped=records.swapped)
         found = records.unpickle(_PICKLE, reader, limits, seen)
         contents = Contents(
             found.value,
             seen,
-            hints=_hints(records, version, alignment),
+            hints=_hints(records),
             findings=(*archive.findings, *records.findings, *reader.findings, *records.strangers()),
             metadata={f"source:{name}": text for name, text in reader.sources.items()},
         )
@@ -71,6 +71,7 @@ class Records:
     Attributes:
         root: the folder, with its slash; empty where the records lie at the top.
         swapped: whether the file was written on a machine of the other byte order.
+        small: what the small records beside the pickle say.
         keys: the storages that were asked for, in that order.
     """
 
@@ -82,23 +83,52 @@ class Records:
         self.findings: list[Finding] = []
         self.keys: list[str] = []
         self.swapped = False
+        self.small: dict[str, bytes] = {}
+
+    def read_small(self) -> None:
+        """Find out in which order the bytes of elements are, and where the storages are.
+
+        Raises:
+            CorruptCheckpointError: the byte order is neither of the two there are.
+        """
+        names = [name for name in _KNOWN_RECORDS - {_PICKLE} if name in self.names]
+        self.small = {name: self.read(name, _SMALL).strip() for name in names}
+        order = self.small.get("byteorder", b"little")
+        if order not in {b"little", b"big"}:
+            raise CorruptCheckpointError(
+                f"has byte order {order[:40]!r}", file=self.archive.source.name, place="byteorder"
+            )
+        self.swapped = order == b"big"
+        if any(name.startswith("tensors/") for name in self.names):  # torch 1.4
+            self.storages = "tensors/"
 
     def read(self, name: str, most: int) -> bytes:
         """A record whole, with its checksum checked."""
         return self.archive.read(self.root + name, most)
 
-    def unpickle(self, name: str, reader: TensorReader, limits: Limits, seen: dict[Global, Use]) -> Unpickled:
-        """The object in one of the records."""
+    def unpickle(
+        self,
+        name: str,
+        reader: TensorReader,
+        limits: Limits,
+        seen: dict[Global, Use],
+        dialect: Dialect | None = None,
+    ) -> Unpickled:
+        """The object in one of the records, by the reader's own dialect if no other is given."""
         data = self.read(name, limits.pickle_bytes)
         file = self.archive.source.name
         try:
-            found = unpickle(data, 0, reader.dialect(), limits, file=file, stream=name, seen=seen)
+            found = unpickle(data, 0, dialect or reader.dialect(), limits, file=file, stream=name, seen=seen)
         except OpenError as error:
             raise with_dangers(error, seen)  # noqa: B904 - it is the same error
         if found.end != len(data):
             message = f"{len(data) - found.end:,} bytes follow the end of the pickle"
             self.findings.append(Finding("trailing-data", "warning", message, f"{name}, byte {found.end}"))
         return found
+
+    def place_as(self, pattern: str) -> Callable[[str, int], StorageRef]:
+        """`place` for records whose names are made of the keys of storages in another way."""
+        return lambda key, nbytes: self.place(pattern.format(key), nbytes)
 
     def place(self, key: str, nbytes: int) -> StorageRef:
         """Where the bytes of a storage are."""
@@ -154,30 +184,17 @@ def _root(source: Source, archive: Archive) -> str:
     return with_pickle[0].removesuffix(_PICKLE)
 
 
-def _check_small_records(records: Records) -> tuple[str, bool]:
-    """The archive's version, and whether it tells its alignment; also finds out where storages are and their order."""
-    small = {name: records.read(name, _SMALL).strip() for name in _KNOWN_RECORDS - {_PICKLE} if name in records.names}
-    order = small.get("byteorder", b"little")
-    if order not in {b"little", b"big"}:
-        raise CorruptCheckpointError(
-            f"has byte order {order[:40]!r}", file=records.archive.source.name, place="byteorder"
-        )
-    records.swapped = order == b"big"
-    if any(name.startswith("tensors/") for name in records.names):  # torch 1.4
-        records.storages = "tensors/"
-    return small.get("version", b"").decode("ascii", "replace"), ".format_version" in small
-
-
-def _hints(records: Records, version: str, format_version: bool) -> tuple[Hint, ...]:
+def _hints(records: Records) -> tuple[Hint, ...]:
     """What the records tell of the torch that wrote them."""
-    if format_version:
+    version = records.small.get("version", b"")
+    if ".format_version" in records.names:
         return (Hint("it has a .format_version record", (2, 7)),)
     if "byteorder" in records.names:
         return (Hint("it has a byteorder record and no .format_version", (2, 1), (2, 6)),)
     addresses = any(key.isdigit() and len(key) > 7 for key in records.keys)
-    if records.storages == "tensors/" or version == "1":
+    if records.storages == "tensors/" or version == b"1":
         return (Hint("its storages are in tensors/ or its archive version is 1", (1, 4), (1, 4)),)
-    if version == "2":
+    if version == b"2":
         return (Hint("its archive version is 2", (1, 5), (1, 5)),)
     if addresses:
         return (Hint("its storages are named by address and its archive version is 3", (1, 6), (1, 8)),)
