@@ -66,14 +66,12 @@ class Archive:
         checksums: False where the writer left them out.
     """
 
-    def __init__(
-        self, source: Source, limits: Limits, entries: dict[str, Entry], findings: tuple[Finding, ...], place: _Placer
-    ) -> None:
+    def __init__(self, source: Source, limits: Limits, found: _Found, place: _Placer) -> None:
         self.source = source
         self.limits = limits
-        self.entries = entries
-        self.findings = findings
-        self.checksums = any(entry.crc for entry in entries.values())
+        self.entries = found.entries
+        self.findings = found.findings
+        self.checksums = any(entry.crc for entry in found.entries.values())
         self._place = place
         self._opened: dict[str, Source] = {}
 
@@ -118,9 +116,7 @@ class Archive:
         """
         entry = self.entries.get(name)
         if entry is None:
-            raise UnknownFormatError(
-                f"has no record {name!r}, and is no checkpoint without it", file=self.source.name
-            )
+            raise UnknownFormatError(f"has no record {name!r}, and is no checkpoint without it", file=self.source.name)
         if entry.nbytes > most:
             raise UnsafeCheckpointError(
                 f"has {entry.nbytes:,} bytes, more than the {most:,} allowed", file=self.source.name, place=name
@@ -158,10 +154,29 @@ class Archive:
     def verify(self) -> Iterator[tuple[str, bool, int]]:
         """Read every record and compare its checksum: (name, whether it holds, bytes); nothing without checksums."""
         for name, entry in self.entries.items() if self.checksums else ():
-            record, crc = self.record(name), 0
-            for start in range(0, entry.nbytes, _CHUNK):
-                crc = zlib.crc32(record.read(start, min(_CHUNK, entry.nbytes - start)), crc)
-            yield name, crc == entry.crc, entry.nbytes
+            crc = total = 0
+            for piece in self._pieces(entry):
+                crc, total = zlib.crc32(piece, crc), total + len(piece)
+            yield name, crc == entry.crc and total == entry.nbytes, entry.nbytes
+
+    def _pieces(self, entry: Entry) -> Iterator[Buffer]:
+        """The bytes of a record one after another, inflated on the way and kept nowhere."""
+        engine = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
+        source = self.record(entry.name) if engine is None else Slice(self.source, entry.offset, entry.stored)
+        total = 0
+        for start in range(0, source.size, _CHUNK):
+            piece = source.read(start, min(_CHUNK, source.size - start))
+            if engine is None:
+                yield piece
+                continue
+            while piece and total <= entry.nbytes:
+                try:
+                    out = engine.decompress(piece, _CHUNK)
+                except zlib.error:
+                    return
+                total += len(out)
+                yield out
+                piece = engine.unconsumed_tail
 
 
 class _Distant:
@@ -435,26 +450,37 @@ def is_zip(head: bytes) -> bool:
     return head[:4] in {b"PK\3\4", b"PK\5\6"}
 
 
-_READ: WeakKeyDictionary[Source, tuple[Limits, Archive]] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was read of a directory; it holds no source, so that it can be remembered as long as its source lives."""
+
+    limits: Limits
+    entries: dict[str, Entry]
+    findings: tuple[Finding, ...]
+    end: int
+
+
+_READ: WeakKeyDictionary[Source, _Found] = WeakKeyDictionary()
 
 
 def read_archive(source: Source, limits: Limits) -> Archive:
-    """The records of a zip file, each checked against the file. It is read once for each source and limits.
+    """The records of a zip file, each checked against the file. The directory is read once for each source and limits.
 
     Raises:
         CorruptCheckpointError: the file is truncated, or contradicts itself.
         UnknownFormatError: it has no records.
     """
     try:
-        known = _READ.get(source)
-        if known is None or known[0] != limits:
-            known = _READ[source] = (limits, _read_archive(source, limits))
-        return known[1]
+        found = _READ.get(source)
+        if found is None or found.limits != limits:
+            found = _READ[source] = _read(source, limits)
     except TypeError:  # a source of the caller's own that cannot be remembered
-        return _read_archive(source, limits)
+        found = _read(source, limits)
+    end = found.end
+    return Archive(source, limits, found, lambda entry: _Reader(source, limits).data_start(entry, end))
 
 
-def _read_archive(source: Source, limits: Limits) -> Archive:
+def _read(source: Source, limits: Limits) -> _Found:
     reader = _Reader(source, limits)
     where = reader.find_end()
     if not where.count:
@@ -463,9 +489,7 @@ def _read_archive(source: Source, limits: Limits) -> Archive:
     if where.trailing:
         message = f"{where.trailing:,} bytes follow the end of the archive"
         reader.findings.append(Finding("trailing-data", "warning", message, f"byte {source.size - where.trailing}"))
-    archive = Archive(source, limits, entries, (), lambda entry: reader.data_start(entry, where.offset))
-    if not archive.checksums:
+    if not any(entry.crc for entry in entries.values()):
         message = "its writer left out the checksums, so damage cannot be seen"
         reader.findings.append(Finding("no-checksums", "info", message))
-    archive.findings = tuple(reader.findings)
-    return archive
+    return _Found(limits, entries, tuple(reader.findings), where.offset)
