@@ -34,6 +34,7 @@ from .running import Run as Run
 from .running import is_run as is_run
 from .running import local_store as local_store
 from .saving import save as save
+from .scanning import scan as scan
 from .showing import show as show
 from .showing import to_json as to_json
 from .verifying import verify as verify
@@ -65,6 +66,7 @@ __all__ = [
     "open",
     "plan_load",
     "save",
+    "scan",
     "show",
     "strip",
     "surgery",

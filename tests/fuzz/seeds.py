@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import pickle
 import tarfile
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_safetensors
 from torch import nn
+from torch.package import PackageExporter
 
 from fuzz.targets import as_input
 
 HERE = Path(__file__).parent
-MOST = 16384
+MOST = 1 << 15
 
 
 def saved(value: Any, **options: Any) -> bytes:
@@ -113,6 +114,94 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "plain_pickle": {f"p{p}": pickle.dumps({"t": torch.ones(2), "n": np.ones(2)}, p) for p in range(6)},
         "compressed": {"zip": gzip.compress(zips["meta"]), "legacy": gzip.compress(legacy["meta"])},
         "torch_tar": {"one": tar()},
+        **archives(),
+        **folders(),
+    }
+
+
+class Net(nn.Module):
+    """A module with a child, that can be scripted and exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(1, 2)
+        self.register_buffer("steps", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.steps
+
+
+def archives() -> dict[str, dict[str, bytes]]:
+    """What else torch and NumPy write into zips."""
+    script, mobile, package, program, arrays = (io.BytesIO() for _ in range(5))
+    scripted = torch.jit.script(Net())
+    torch.jit.save(scripted, script)
+    mobile.write(scripted._save_to_buffer_for_lite_interpreter())
+    with PackageExporter(package) as exporter:
+        exporter.extern("torch.**")
+        exporter.save_pickle("model", "model.pkl", nn.Linear(1, 2))
+        exporter.save_source_string("notes", "x = 1")
+    torch.export.save(torch.export.export(Net(), (torch.ones(1, 1),)), program)
+    named = {"a": np.arange(3.0), "f": np.asfortranarray(np.ones((2, 2))), "o": np.array([{}]), "s": np.array(["x"])}
+    np.savez_compressed(arrays, **named)
+    one = io.BytesIO()
+    np.save(one, np.arange(3, dtype=">i4"))
+    return {
+        "torchscript": {"script": script.getvalue(), "mobile": mobile.getvalue()},
+        "torchscript_old": {"by-hand": old_script()},
+        "torch_package": {"linear": package.getvalue()},
+        "pt2": {"table": program.getvalue(), "state": old_program()},
+        "npz": {"arrays": arrays.getvalue()},
+        "npy": {"array": one.getvalue()},
+    }
+
+
+def packed(records: dict[str, bytes]) -> bytes:
+    """Records as a zip."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, body in records.items():
+            archive.writestr(name, body)
+    return out.getvalue()
+
+
+def old_script() -> bytes:
+    """What torch 1.1 wrote, by hand."""
+    tensor = {"dims": ["2"], "offset": "0", "strides": ["1"], "dataType": "FLOAT", "device": "cpu"}
+    inner = {"name": "fc", "parameters": [{"name": "w", "tensorId": "0", "isBuffer": False}]}
+    inner["attributes"] = [{"type": "Tensor", "name": "m", "id": "0"}]
+    tensors = [tensor | {"data": {"key": f"tensors/{n}"}, "requiresGrad": n == 0} for n in range(2)]
+    model = {"protoVersion": "3", "mainModule": {"name": "net", "submodules": [inner]}, "tensors": tensors}
+    attributes = b"\x80\x02(ctorch.jit._pickle\nbuild_tensor_from_id\n(K\x01tRt."
+    records = {"version": b"1\n", "code/net.py": b"op_version_set = 1\n", "attributes.pkl": attributes}
+    records |= {f"tensors/{n}": np.full(2, n, np.float32).tobytes() for n in range(2)}
+    records["model.json"] = json.dumps(model).encode()
+    return packed({f"net/{name}": body for name, body in records.items()})
+
+
+def old_program() -> bytes:
+    """What torch 2.4 wrote, by hand."""
+    inputs = [{"parameter": {"parameter_name": "w"}}, {"buffer": {"buffer_name": "b", "persistent": True}}]
+    program = {"graph_module": {"signature": {"input_specs": inputs}}, "torch_version": "2.4.1"}
+    state = saved({"w": torch.ones(2), "b": torch.zeros(1)})
+    records = {"serialized_exported_program.json": json.dumps(program).encode(), "serialized_state_dict.pt": state}
+    return packed(records | {"serialized_example_inputs.pt": saved((torch.ones(1),)), "version": b"5.3"})
+
+
+def folders() -> dict[str, dict[str, bytes]]:
+    """Checkpoints of several files."""
+    with tempfile.TemporaryDirectory() as name:
+        state = {"model": {"w": torch.arange(4.0)}, "step": 3, "list": [1, torch.ones(1)]}
+        torch.distributed.checkpoint.save(state, checkpoint_id=name)
+        dcp = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+    shards = {"one.safetensors": save_safetensors({"a": torch.ones(2)}), "two.bin": saved({"b": torch.zeros(1)})}
+    places = {"a": "one.safetensors", "b": "two.bin"}
+    index = json.dumps({"metadata": {"total_size": 12}, "weight_map": places}).encode()
+    whole = {"model.safetensors.index.json": index, **shards}
+    return {
+        "dcp": {"one-rank": as_input(dcp)},
+        "hf_index": {"two": as_input({"": index, **shards})},
+        "folder": {"index": as_input(whole), "alone": as_input({"model.safetensors": shards["one.safetensors"]})},
     }
 
 
@@ -126,19 +215,16 @@ def own() -> dict[str, bytes]:
         return {"own": path.read_bytes()}
 
 
-MAKERS: list[Callable[[], dict[str, dict[str, bytes]]]] = [seeds]
-
-
 def main() -> None:
     """Write those that are not there yet, so that seeds stay as they were committed."""
-    assert as_input
-    for maker in MAKERS:
-        for target, inputs in maker().items():
-            folder = HERE / "seeds" / target
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, data in inputs.items():
-                if len(data) <= MOST and not (folder / name).exists():
-                    (folder / name).write_bytes(data)
+    for target, inputs in seeds().items():
+        folder = HERE / "seeds" / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in inputs.items():
+            if len(data) > MOST:
+                raise ValueError(f"the seed {target}/{name} has {len(data)} bytes")
+            if not (folder / name).exists():
+                (folder / name).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ import json
 import pickle
 import random
 import struct
+import tarfile
 import zipfile
-import zlib
 from typing import Any
 
 from hypothesis import strategies as st
 
-from fuzz.mutation import at_random, in_a_record
+from fuzz.archives import tars, zips
+from fuzz.mutation import NUMBERS as ODD_NUMBERS
+from fuzz.mutation import at_random, changed
 
 NAMES = (
     ("torch._utils", "_rebuild_tensor_v2"),
@@ -50,7 +52,7 @@ NAMES = (
     ("gone", "Class"),
     ("os", "system"),
 )
-NUMBERS = st.sampled_from((0, 1, 2, 3, 6, 24, 255, 65535, 2**31 - 1, -1, 2**62, 2**63, -(2**63), 2**70))
+NUMBERS = st.sampled_from(ODD_NUMBERS)
 
 
 def text(value: str) -> bytes:
@@ -118,28 +120,6 @@ def pickles() -> st.SearchStrategy[bytes]:
 
 
 @st.composite
-def archives(draw: st.DrawFn) -> bytes:
-    """Archives with the records of torch, one number in a header or in the directory changed."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))) as archive:
-        archive.writestr("archive/data.pkl", draw(pickles()))
-        for extra in draw(st.lists(st.sampled_from(EXTRA), max_size=4, unique=True)):
-            archive.writestr(f"archive/{extra}", draw(st.sampled_from((b"little", b"big", b"3", bytes(24), b"{}"))))
-    data = bytearray(out.getvalue())
-    for _ in range(draw(st.integers(0, 2))):
-        magic, widths = draw(st.sampled_from(((b"PK\3\4", 30), (b"PK\1\2", 46), (b"PK\5\6", 22))))
-        at = data.find(magic, draw(st.integers(0, len(data))))
-        if at >= 0:
-            where = at + draw(st.integers(4, widths - 2))
-            value = draw(st.sampled_from((0, 1, 2, 8, 24, 0xFFFF, 0x7FFF)))
-            data[where : where + 2] = struct.pack("<H", value)
-    return bytes(data)
-
-
-EXTRA = ("data/0", "data/1", "byteorder", "version", ".format_version", "tensors/0", "code/a.py", "constants.pkl", "x")
-
-
-@st.composite
 def streams(draw: st.DrawFn) -> bytes:
     """The pieces of a legacy file, each of which may be another thing than it should."""
     plain = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
@@ -177,27 +157,35 @@ FACT_VALUES = st.one_of(NUMBERS, st.sampled_from(("object", "pack", "", {"a": "b
 
 
 def mutants(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
-    """Seeds with a few bytes changed, within a record of an archive half of the time."""
+    """Seeds with one thing changed, within their structure most often."""
 
-    def changed(data: bytes, seed: int) -> bytes:
+    def mutant(data: bytes, seed: int) -> bytes:
         rng = random.Random(seed)
-        if data[:2] == b"PK" and rng.random() < 0.5:
-            return in_a_record(data, lambda body: at_random(body, rng), rng)
-        if data[:2] == b"\x1f\x8b" and rng.random() < 0.5:
-            return _gzip_of(at_random(zlib.decompress(data, 31), rng))
-        return at_random(data, rng)
+        return changed(data, lambda body: at_random(body, rng), rng)
 
-    return st.builds(changed, st.sampled_from(seeds), st.integers(0, 2**32))
+    return st.builds(mutant, st.sampled_from(seeds), st.integers(0, 2**32))
 
 
-def _gzip_of(data: bytes) -> bytes:
-    engine = zlib.compressobj(wbits=31)
-    return engine.compress(data) + engine.flush()
+def rebuilt(seeds: list[bytes]) -> list[st.SearchStrategy[bytes]]:
+    """Archives that contradict themselves, made of the names and bodies of the records that the seeds have."""
+    zipped, tarred = {}, {}
+    for data in seeds:
+        if data[:4] == b"PK\3\4":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                zipped |= {name: archive.read(name) for name in archive.namelist()}
+        elif data[257:262] == b"ustar":
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                files = {entry.name: archive.extractfile(entry) for entry in archive.getmembers()}
+                tarred |= {name: file.read() for name, file in files.items() if file is not None}
+    found = []
+    for records, make in ((zipped, zips), (tarred, tars)):
+        if records:
+            found.append(make(records, st.one_of(mutants(list(records.values())), pickles())))
+    return found
 
 
 BUILT: dict[str, st.SearchStrategy[bytes]] = {
     "unpickler": pickles(),
-    "torch_zip": archives(),
     "torch_legacy": streams(),
     "safetensors": headers(),
     "plain_pickle": pickles(),
@@ -207,4 +195,5 @@ BUILT: dict[str, st.SearchStrategy[bytes]] = {
 
 def inputs(target: str, seeds: list[bytes]) -> st.SearchStrategy[bytes]:
     """What a target is given."""
-    return st.one_of(BUILT[target], mutants(seeds)) if target in BUILT else mutants(seeds)
+    made = [BUILT[target]] if target in BUILT else []
+    return st.one_of(mutants(seeds), *rebuilt(seeds), *made)

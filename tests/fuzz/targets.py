@@ -1,12 +1,16 @@
 """What is fuzzed: every reader gets bytes, and whatever it opens is walked, printed, loaded and verified.
 
-Only errors of torchkeep may come out. A folder is fuzzed as one input: names and contents one after another.
+Only errors of torchkeep may come out, and no input may cost more than a few seconds or much memory. Targets follow the
+table of formats, so a new format is fuzzed as soon as it is in there. Files that belong together are fuzzed as one
+input: names and contents one after another.
 """
 
 from __future__ import annotations
 
-import warnings
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torchkeep as tk
@@ -18,6 +22,7 @@ from torchkeep.core.source import Held, Source
 from torchkeep.core.tensors import StorageRef
 from torchkeep.errors import CorruptCheckpointError, TorchkeepError
 from torchkeep.formats import FORMATS
+from torchkeep.formats._dispatch import recognise
 from torchkeep.formats._pickle import unpickle
 from torchkeep.formats._torch import TensorReader
 
@@ -35,31 +40,54 @@ LIMITS = Limits(
     nesting=3,
 )
 LOADED = 1 << 20  # bytes of a tensor that is loaded; larger ones are only looked at
-MARK = b"\n=====:"  # stands in front of each file's name in an input that is a folder
+MOST_SECONDS = 5.0  # of the processor, for one input
+MOST_MEMORY = 500_000_000  # bytes that one input may add to the process
+MARK = b"\n=====:"  # stands in front of each file's name in an input that is several files
+HERE = Path(__file__).parent
 
-warnings.filterwarnings("ignore")
+Read = Callable[[bytes], None]
 
 
-class Files:
-    """A folder in memory."""
+class TooMuch(AssertionError):
+    """An input that took too long, or too much memory."""
 
-    def __init__(self, files: dict[str, bytes], opened: str = "") -> None:
-        self.name = opened or "folder"
-        self.entries = frozenset(files) if not opened else frozenset[str]()
-        self._files = files
-        self._data = files.get(opened, b"")
-        self.size = len(self._data)
+
+class Folder:
+    """Files in memory as a folder, as engines/folder has it of a disk."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.name = "folder"
+        self.size = 0
+        self.entries = frozenset(files)
+        self.files = files
 
     def read(self, offset: int, nbytes: int) -> Any:
-        return Held(self._data, self.name).read(offset, nbytes)
+        return Held(b"", self.name).read(offset, nbytes)
 
     def sibling(self, name: str) -> Source:
-        if name not in self._files:
+        if name not in self.files:
             raise CorruptCheckpointError(f"there is no {name!r}", file=self.name)
-        return Files(self._files, name)
+        return Member(self, name)
 
 
-def folder_of(data: bytes) -> dict[str, bytes]:
+class Member(Held):
+    """One of them."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        super().__init__(folder.files[name], f"{folder.name}/{name}")
+        self._folder = folder
+
+    def sibling(self, name: str) -> Source:
+        return self._folder.sibling(name)
+
+
+class Remote(Held):
+    """A file that is read in ranges, so that readers put off what they can."""
+
+    remote = True
+
+
+def files_of(data: bytes) -> dict[str, bytes]:
     """The files that an input stands for."""
     files = {}
     for piece in data.split(MARK)[1:]:
@@ -73,9 +101,18 @@ def as_input(files: dict[str, bytes]) -> bytes:
     return b"".join(MARK + name.encode("latin1") + b"\n" + body for name, body in files.items())
 
 
+def sources_of(data: bytes) -> list[Callable[[], Source]]:
+    """What an input is read as: a file, near and far; of several files their folder, and the first among the others."""
+    if not data.startswith(MARK):
+        far = [lambda: Remote(data, "fuzz")] if data.startswith(b"PK") else []
+        return [lambda: Held(data, "fuzz"), *far]
+    files = files_of(data)
+    return [lambda: Folder(files), lambda: Folder(files).sibling(next(iter(files)))]
+
+
 def walk(ckpt: Checkpoint) -> None:
-    """Everything that one does with an opened checkpoint."""
-    str(ckpt), repr(ckpt), ckpt.nbytes, ckpt.model, ckpt.modules
+    """Everything that one does with an opened checkpoint. Only its bytes may turn out to be damaged."""
+    str(ckpt), repr(ckpt), ckpt.nbytes, ckpt.devices, ckpt.modules, ckpt.model
     for finding in ckpt.findings:
         str(finding)
     for tensor in list(ckpt.values())[:50]:
@@ -96,6 +133,7 @@ def quietly(action: Callable[[], Any]) -> Any:
         return action()
     except TorchkeepError as error:
         assert str(error)
+        assert error.brief
         return None
 
 
@@ -113,39 +151,67 @@ def read_pickle(data: bytes) -> None:
     trees.rebuild(found.value, lambda tensor: tensor)
 
 
-def reader_of(name: str) -> Callable[[bytes], None]:
-    """One format: open and walk, verify where it can, and the same through the recognition of formats."""
+def reader_of(name: str) -> Read:
+    """One format: recognise, open and walk, verify where the format can, and load the whole where it is small."""
     reader = make_part(FORMATS, name, "format")
-    folder = name in FOLDERS
 
     def read(data: bytes) -> None:
-        def source() -> Source:
-            return Files(folder_of(data)) if folder else Held(data, "fuzz")
-
-        ckpt = quietly(lambda: reader.open(source(), LIMITS))
-        if ckpt is not None:
-            quietly(lambda: walk(ckpt))
-        if hasattr(reader, "verify"):
-            quietly(lambda: list(reader.verify(source(), LIMITS)))
-        quietly(lambda: tk.open(source(), limits=LIMITS))
+        for source in sources_of(data):
+            recognised = quietly(lambda: recognise(source(), LIMITS))  # noqa: B023 - called at once
+            ckpt = quietly(lambda: reader.open(source(), LIMITS))  # noqa: B023
+            if ckpt is not None:
+                walk(ckpt)
+                if recognised is not None and sum(t.nbytes + t.numel() for t in ckpt.values()) <= LOADED:
+                    quietly(lambda: tk.load(source(), limits=LIMITS))  # noqa: B023
+            if hasattr(reader, "verify"):
+                quietly(lambda: list(reader.verify(source(), LIMITS)))  # noqa: B023
 
     return read
-
-
-FOLDERS = frozenset({"dcp", "hf_index", "folder"})
 
 
 def _quiet_pickle(data: bytes) -> None:
     quietly(lambda: read_pickle(data))
 
 
-def targets() -> dict[str, Callable[[bytes], None]]:
+def measured(read: Read) -> Read:
+    """The same target, which raises TooMuch for inputs that cost more than is allowed."""
+
+    def measure(data: bytes) -> None:
+        before, started = _memory(), time.process_time()
+        read(data)
+        seconds, (_, peak) = time.process_time() - started, _memory()
+        if seconds > MOST_SECONDS:
+            raise TooMuch(f"{len(data):,} bytes took {seconds:.1f} s")
+        if peak > before[1] and peak - before[0] > MOST_MEMORY:
+            raise TooMuch(f"{len(data):,} bytes took {peak - before[0]:,} bytes of memory")
+
+    return measure
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes in memory now, and the most that there were; zeros where the system does not tell."""
+    if sys.platform != "linux":
+        return 0, 0
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    return pages * resource.getpagesize(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def targets() -> dict[str, Read]:
     """Every target by name: the unpickler, and each format of the table."""
-    return {"unpickler": _quiet_pickle} | {name: reader_of(name) for name in FORMATS}
+    found = {"unpickler": _quiet_pickle} | {name: reader_of(name) for name in FORMATS}
+    return {name: measured(read) for name, read in found.items()}
 
 
-def stored_inputs(root: Any, target: str) -> Iterator[tuple[str, bytes]]:
-    """The seeds of a target and what once broke it, by file name."""
-    for kind in ("seeds", "crashes"):
-        for path in sorted((root / kind / target).glob("*")):
+def names() -> list[str]:
+    """The names of the targets, those first that every other one is built on."""
+    first = ["unpickler", "torch_zip", "torch_legacy"]
+    return first + [name for name in FORMATS if name not in first]
+
+
+def stored_inputs(target: str, *kinds: str) -> Iterator[tuple[str, bytes]]:
+    """The seeds of a target and what once broke it, by file name; or only one of the two."""
+    for kind in kinds or ("seeds", "crashes"):
+        for path in sorted((HERE / kind / target).glob("*")):
             yield f"{kind}/{target}/{path.name}", path.read_bytes()

@@ -10,7 +10,7 @@ import typer
 
 import torchkeep as tk
 
-from . import convert, demo, inspect, load, runs, verify
+from . import convert, demo, inspect, load, runs, scan, verify
 from .output import fail
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _options(
 app.command()(inspect.inspect)
 app.command()(convert.convert)
 app.command()(load.load)
+app.command()(scan.scan)
 app.command()(verify.verify)
 app.command()(runs.runs)
 app.command()(demo.demo)

@@ -258,11 +258,6 @@ class _Machine:
         self.found[key] = found = self.dialect.constants.get(key, named)
         return found
 
-    def recall(self, index: int) -> Any:
-        """What the memo has under a number."""
-        value = self.memo[index]
-        return self.replaced.get(id(value), value) if type(value) is Record else value
-
     def finish(self, record: Record) -> None:
         """A record got its state: it may become something else, here and wherever it is recalled."""
         key = (record.cls.module, record.cls.name)
@@ -396,7 +391,8 @@ def _memoize(m: _Machine) -> None:
 @_op(b"h")
 def _binget(m: _Machine) -> None:
     pos = m.pos
-    m.stack.append(m.recall(m.data[pos]))
+    value = m.memo[m.data[pos]]
+    m.stack.append(m.replaced.get(id(value), value) if type(value) is Record else value)
     m.pos = pos + 1
 
 
@@ -404,12 +400,14 @@ def _binget(m: _Machine) -> None:
 def _long_binget(m: _Machine) -> None:
     pos = m.pos
     m.pos = end = pos + 4
-    m.stack.append(m.recall(int.from_bytes(m.data[pos:end], "little")))
+    value = m.memo[int.from_bytes(m.data[pos:end], "little")]
+    m.stack.append(m.replaced.get(id(value), value) if type(value) is Record else value)
 
 
 @_op(b"g")
 def _get(m: _Machine) -> None:
-    m.stack.append(m.recall(int(m.line(20))))
+    value = m.memo[int(m.line(20))]
+    m.stack.append(m.replaced.get(id(value), value) if type(value) is Record else value)
 
 
 # Numbers

@@ -13,6 +13,7 @@ import torch
 from ..core import tagged
 from ..core.checkpoint import Checkpoint, SavedModule
 from ..core.report import LoadReport, VerifyReport
+from ..core.scan_report import ScanReport
 from ..core.snapshot import RunSummary
 from ..core.tensors import dtype_name
 from ..errors import TorchkeepError
@@ -28,6 +29,9 @@ def document(noun: Any) -> Any:
         return _error(noun)
     if isinstance(noun, VerifyReport):
         return {"ok": noun.ok} | _plain(noun)
+    if isinstance(noun, ScanReport):
+        files = [{"severity": file.severity} | _plain(file) for file in noun.files]
+        return {"severity": noun.severity, "summary": noun.summary, "files": files, "notes": list(noun.notes)}
     if isinstance(noun, RunSummary):
         return _plain(noun) | {"best": noun.best.sequence if noun.best else None}
     return _plain(noun)
