@@ -24,8 +24,10 @@ check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## save and open beside torch.save, torch.load and safetensors; writes docs/benchmarks.md
+bench: $(STAMP)  ## beside torch, safetensors and the pickle scanners; writes the tables of the docs
 	$(BIN)/python benchmarks/save_and_open.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/opening.py --write docs/benchmarks-opening.md
+	$(BIN)/python benchmarks/peers.py --write docs/peers.md
 
 prove: $(STAMP)  ## the long proofs; writes docs/proofs.md
 	$(BIN)/python tests/prove.py

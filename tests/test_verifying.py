@@ -107,6 +107,9 @@ def test_progress_reaches_the_end(run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(tk.errors.UnknownFormatError, match="a folder without a checkpoint"):
+        tk.verify(tmp_path)
+    (tmp_path / "snapshots").mkdir()
     with pytest.raises(tk.errors.LoadError, match="neither a run nor a file"):
         tk.verify(tmp_path)
 

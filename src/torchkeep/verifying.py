@@ -57,19 +57,20 @@ class _Tally:
 def verify(path: PathLike, *, progress: Progress | None = None) -> VerifyReport:
     """Read every byte of a file or run and compare it with what was written.
 
-    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, every byte of them. A torch zip is
-    checked by the CRC of each record; padding and timestamps between the records carry neither data nor checksum.
+    A file that torchkeep wrote and a run are checked by their BLAKE3 digests, every byte of them. A zip of any kind,
+    and the chunks of a distributed checkpoint, are checked by the CRC of each record; padding and timestamps between
+    the records carry neither data nor checksum. Of shards each is checked in its own way.
     Files that have no checksums cannot be verified: the report says so and is not `ok`.
 
     Args:
-        path: a file in any format that `open` reads, or the folder of a run.
+        path: a file or folder in any format that `open` reads, or the folder of a run.
         progress: called with (bytes done, bytes in all).
 
     Raises:
         OpenError: there is nothing that can be opened. Damage is reported, not raised.
     """
     tally = _Tally(os.fspath(path), progress)
-    if Path(path).is_dir():
+    if (Path(path) / MARKER).exists() or (Path(path) / "snapshots").is_dir():
         _run(tally, local_store(path))
     else:
         _file(tally, as_source(path))
