@@ -112,6 +112,7 @@ def test_big_endian_files_are_read() -> None:
     for name, tensor in whole.items():
         assert torch.equal(ckpt[name].load(), tensor), name
     assert ckpt["int64"][1:3].tolist() == [1, 2]
+    assert ckpt.provenance.byte_order == "big" and "big" in str(ckpt)
 
 
 def deflated(data: bytes) -> bytes:

@@ -60,10 +60,14 @@ class Provenance:
     Attributes:
         producer: e.g. `torch 2.7 or later`, `torchkeep 0.1.0 with torch 2.13.0`; empty when nothing tells.
         reasons: what the producer was concluded from.
+        byte_order: `little` or `big`, of the elements of tensors.
+        optimizer: the class of the optimizer whose state is in the file, as far as its options tell: `SGD`.
     """
 
     producer: str = ""
     reasons: tuple[str, ...] = ()
+    byte_order: str = "little"
+    optimizer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +239,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("tensors", f"{len(self)} ({human_count(elements)} elements, {human_bytes(self.nbytes)})"),
                 ("devices", ", ".join(self.devices)),
                 ("producer", self.provenance.producer),
+                ("byte order", "" if self.provenance.byte_order == "little" else self.provenance.byte_order),
+                ("optimizer", self.provenance.optimizer),
                 ("model under", container),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
             ),

@@ -13,6 +13,7 @@ from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import OpenError
 from ._names import findings_of
+from ._optimizers import optimizer_of
 from ._pickle import Use
 
 Version = tuple[int, int]
@@ -57,6 +58,7 @@ class Contents:
         hints: what the container tells of its writer.
         findings: what is odd about the container.
         metadata: text that was saved beside the object.
+        byte_order: of the elements of tensors.
     """
 
     tree: Any
@@ -64,6 +66,7 @@ class Contents:
     hints: tuple[Hint, ...] = ()
     findings: tuple[Finding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    byte_order: str = "little"
 
 
 def checkpoint_from(file: str, format_name: str, contents: Contents, limits: Limits) -> Checkpoint:
@@ -173,7 +176,7 @@ def _provenance(contents: Contents, modules: Iterable[Record]) -> Provenance:
     if isinstance(lightning, str):
         producer = f"{producer}, with Lightning {lightning[:40]}"
         reasons = (*reasons, "it names its Lightning version")
-    return Provenance(producer, reasons)
+    return Provenance(producer, reasons, contents.byte_order, optimizer_of(contents.tree))
 
 
 def _span(low: Version | None, high: Version | None) -> str:

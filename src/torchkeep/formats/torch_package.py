@@ -57,6 +57,7 @@ class TorchPackage:
             seen,
             hints=(Hint("it is a package of torch.package", (1, 9)),),
             findings=(*archive.findings, *records.findings, *reader.findings),
+            byte_order="big" if records.swapped else "little",
             metadata=_sources(archive, root, python, limits),
         )
         return checkpoint_from(source.name, self.name, contents, limits)

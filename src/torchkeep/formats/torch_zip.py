@@ -53,6 +53,7 @@ class TorchZip:
             seen,
             hints=_hints(records),
             findings=(*archive.findings, *records.findings, *reader.findings, *records.strangers()),
+            byte_order="big" if records.swapped else "little",
             metadata={f"source:{name}": text for name, text in reader.sources.items()},
         )
         return checkpoint_from(source.name, self.name, contents, limits)

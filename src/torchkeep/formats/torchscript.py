@@ -71,6 +71,7 @@ class TorchScript:
             seen,
             hints=_hints(records, code),
             findings=(*archive.findings, *records.findings, *reader.findings, *code.findings),
+            byte_order="big" if records.swapped else "little",
             metadata=code.sources() | _extra_files(archive, root),
         )
         return checkpoint_from(source.name, self.name, contents, limits)
