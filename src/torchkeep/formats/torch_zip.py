@@ -12,10 +12,11 @@ from ..core.tensors import StorageRef
 from ..core.tree import Global
 from ..errors import CorruptCheckpointError, OpenError, UnknownFormatError
 from ._assemble import Contents, Hint, checkpoint_from
+from ._directory import DEFLATED
 from ._pause import collector_paused
 from ._pickle import Dialect, Unpickled, Use, truncation_is_corruption, unpickle
 from ._torch import TensorReader, with_dangers
-from ._zip import DEFLATED, Archive, is_zip, read_archive
+from ._zip import Archive, is_zip, read_archive
 
 _SMALL = 1 << 16
 _PICKLE = "data.pkl"
