@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..core.checkpoint import Finding
-from ..core.composite import Composite, Compressed, Coo, Nested, Quantized, quantized_ints
+from ..core.composite import quantized_ints
 from ..core.limits import Limits
 from ..core.source import Held, Slice, Source, Swapped
 from ..core.tensors import (
@@ -20,22 +20,14 @@ from ..core.tensors import (
     LazyTensor,
     StorageRef,
     TensorSpec,
-    check_geometry,
-    contiguous_stride,
 )
 from ..core.tree import Global, Record, as_tensor
 from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
+from ._composites import QUANTIZED_STORAGES, Composites, Shell, geometry, held_tensor, text_of, unwrapped
 from ._names import dangers_in, findings_of
 from ._pickle import Dialect, Use
 
 _DIMENSIONS = 64
-_QUANTIZED = {
-    "QInt8Storage": torch.qint8,
-    "QUInt8Storage": torch.quint8,
-    "QInt32Storage": torch.qint32,
-    "QUInt4x2Storage": torch.quint4x2,
-    "QUInt2x4Storage": torch.quint2x4,
-}
 _UNTYPED = frozenset({"UntypedStorage", "_UntypedStorage"})
 _TEXT_ID = re.compile(
     r"\('storage', <class '([\w.]+)\.(\w+)'>, u?'([^'\\]*)', u?'([^'\\]*)', (\d{1,19})L?"
@@ -172,8 +164,8 @@ class TensorReader:
         row = BY_STORAGE.get(kind.name)
         if row is not None:
             self._types[kind] = row.torch
-        elif kind.name in _QUANTIZED:
-            self._types[kind] = quantized_ints(_QUANTIZED[kind.name])[0]
+        elif kind.name in QUANTIZED_STORAGES:
+            self._types[kind] = quantized_ints(QUANTIZED_STORAGES[kind.name])[0]
         elif kind.name in _UNTYPED:
             self._types[kind] = torch.uint8
         else:
@@ -233,21 +225,14 @@ class TensorReader:
         for module in ("torch._tensor", "torch.tensor"):
             builders[module, "_rebuild_from_type"] = self._of_type
             builders[module, "_rebuild_from_type_v2"] = self._of_type
+        builders |= Composites(self.strided, self._source.name).builders()
         builders |= {
-            ("torch._utils", "_rebuild_sparse_tensor"): self._sparse,
-            ("torch._utils", "_rebuild_sparse_csr_tensor"): self._sparse,
-            ("torch._utils", "_rebuild_qtensor"): self._quantized,
-            ("torch._utils", "_rebuild_nested_tensor"): self._nested,
             ("torch._utils", "_rebuild_wrapper_subclass"): self._wrapper,
             ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): self._from_cpu,
             ("torch.storage", "_load_from_bytes"): self._from_bytes,
         }
         for name in ("_rebuild_device_tensor_from_numpy", "_rebuild_xla_tensor", "_rebuild_mlc_tensor"):
             builders["torch._utils", name] = self._from_numpy
-        for row in DTYPES.values():
-            if row.storage:
-                name = row.storage.removesuffix("Storage") + "Tensor"
-                builders["torch.sparse", name] = builders["torch.cuda.sparse", name] = self._coordinates
         return builders
 
     def strided(
@@ -266,8 +251,8 @@ class TensorReader:
         if dtype is None:
             dtype = storage.spec.dtype
         elif not isinstance(dtype, torch.dtype):
-            raise UnsupportedFeatureError(f"holds tensors of dtype {_text(dtype)}, which torchkeep cannot read")
-        spec, stride = _geometry(dtype, size, stride)
+            raise UnsupportedFeatureError(f"holds tensors of dtype {text_of(dtype)}, which torchkeep cannot read")
+        spec, stride = geometry(dtype, size, stride)
         check_geometry(spec, stride, offset, storage.storage.nbytes, file="", place="")
         flags = metadata if isinstance(metadata, dict) else {}
         untyped = storage.class_name.rpartition(".")[2] in _UNTYPED
@@ -295,8 +280,8 @@ class TensorReader:
 
     def _meta(self, dtype: Any, size: Any, stride: Any, requires_grad: Any) -> LazyTensor:
         if not isinstance(dtype, torch.dtype):
-            raise UnsupportedFeatureError(f"holds tensors of dtype {_text(dtype)}, which torchkeep cannot read")
-        spec, stride = _geometry(dtype, size, stride)
+            raise UnsupportedFeatureError(f"holds tensors of dtype {text_of(dtype)}, which torchkeep cannot read")
+        spec, stride = geometry(dtype, size, stride)
         check_geometry(spec, stride, 0, 1 << 200, file="", place="")
         return LazyTensor(self._source, None, spec, stride, device="meta", requires_grad=requires_grad is True)
 
@@ -316,8 +301,8 @@ class TensorReader:
         if builder is None or type(args) is not tuple:
             return NotImplemented
         made = builder(*args)
-        if isinstance(made, _Shell):
-            return _unwrapped(made, cls, state)
+        if isinstance(made, Shell):
+            return unwrapped(made, cls, state)
         if not isinstance(made, LazyTensor):
             return NotImplemented
         name = cls.qualified if isinstance(cls, Global) else "<computed by the file>"
@@ -327,84 +312,8 @@ class TensorReader:
         own = name in _TENSOR_CLASSES or name == _PARAMETER
         return made.replace(kind=kind, class_name="" if own else name, attributes=state or None)
 
-    # Tensors made of other tensors
-
-    def _sparse(self, layout: Any, data: Any) -> LazyTensor:
-        """(indices, values, size[, coalesced]), or (compressed indices, plain indices, values, size)."""
-        name = _layout_name(layout)
-        if type(data) is not tuple or not 3 <= len(data) <= 5:
-            raise CorruptCheckpointError("builds a sparse tensor from something that is no tuple of its parts")
-        if name == "sparse_coo":
-            return self._coordinates(*data)
-        if name not in {"sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"} or len(data) < 4:
-            raise UnsupportedFeatureError(f"holds a tensor of layout {name[:60]!r}, which torchkeep cannot read")
-        names = ("compressed_indices", "plain_indices", "values")
-        return self._composite(Compressed(name), dict(zip(names, data[:3], strict=True)), data[3])
-
-    def _coordinates(self, indices: Any, values: Any, size: Any, coalesced: Any = None) -> LazyTensor:
-        kind = Coo(coalesced if isinstance(coalesced, bool) else None)
-        return self._composite(kind, {"indices": indices, "values": values}, size)
-
-    def _composite(self, composition: Any, parts: dict[str, Any], size: Any) -> LazyTensor:
-        tensors = {name: as_tensor(part) for name, part in parts.items()}
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, LazyTensor):
-                raise CorruptCheckpointError(f"builds a {composition.layout} tensor whose {name} are no tensor")
-        values = tensors["values"]
-        spec, _ = _geometry(values.dtype, size, ())
-        check_sizes(spec)
-        return Composite(composition, tensors, values.source, spec, device=values.device)
-
-    def _quantized(
-        self, storage: Any, offset: Any, size: Any, stride: Any, params: Any, grad: Any = False, hooks: Any = None
-    ) -> LazyTensor:
-        kind = storage.class_name.rpartition(".")[2] if type(storage) is LazyStorage else ""
-        if kind not in _QUANTIZED or type(params) is not tuple or not 3 <= len(params) <= 4:
-            raise CorruptCheckpointError("builds a quantized tensor from other parts than torch does")
-        dtype = _QUANTIZED[kind]
-        spec, stride = _geometry(dtype, size, stride)
-        packed = quantized_ints(dtype)[1]
-        if packed == 1:
-            ints = self.strided(storage, offset, size, stride)
-        else:  # several elements in a byte: the bytes as they lie
-            check_sizes(spec)
-            ints = self.strided(storage, offset, (-(-spec.numel // packed),), (1,))
-        parts = {"ints": ints}
-        scheme = _text(params[0]).removeprefix("torch.")
-        if scheme == "per_tensor_affine":
-            if type(params[1]) not in {float, int} or type(params[2]) is not int:
-                raise CorruptCheckpointError("has a quantized tensor whose scale or zero point is no number")
-            how = Quantized(scheme, float(params[1]), params[2])
-        elif scheme.startswith("per_channel_affine") and len(params) == 4 and type(params[3]) is int:
-            how = Quantized(scheme, axis=params[3])
-            parts["scales"] = self._values(params[1], torch.float64)
-            parts["zero_points"] = self._values(params[2], torch.int64)
-        else:
-            raise UnsupportedFeatureError(
-                f"has a quantized tensor of scheme {scheme[:60]}, which torchkeep cannot read"
-            )
-        return Composite(how, parts, ints.source, spec, device=ints.device, stride=stride, requires_grad=grad is True)
-
-    def _values(self, values: Any, dtype: torch.dtype) -> LazyTensor:
-        """A tensor, or the list of numbers that stood for one before torch 1.5."""
-        tensor = as_tensor(values)
-        if isinstance(tensor, LazyTensor):
-            return tensor
-        if not isinstance(values, list) or not all(type(value) in {int, float} for value in values):
-            raise CorruptCheckpointError("has a quantized tensor whose scales or zero points are no numbers")
-        try:
-            return held_tensor(torch.tensor(values, dtype=dtype), self._source.name)
-        except (OverflowError, RuntimeError) as error:
-            raise CorruptCheckpointError(f"has a quantized tensor with a zero point out of range: {error}") from error
-
-    def _nested(self, buffer: Any, sizes: Any, strides: Any, offsets: Any) -> Any:
-        parts = {"buffer": buffer, "sizes": sizes, "strides": strides, "offsets": offsets}
-        if not all(isinstance(as_tensor(part), LazyTensor) for part in parts.values()):
-            return NotImplemented
-        return Composite(Nested(), parts, buffer.source, buffer.spec, device=buffer.device)
-
     def _wrapper(self, cls: Any, dtype: Any, size: Any, *rest: Any) -> Any:
-        return _Shell(tuple(size) if isinstance(size, (tuple, list)) else ())
+        return Shell(tuple(size) if isinstance(size, (tuple, list)) else ())
 
     # Tensors that were not saved as storages
 
@@ -470,58 +379,3 @@ def _old(name: str, kind: str) -> Callable[..., Any]:
         return Record(Global(*name.rsplit(".", 1)), tensor=tensor.replace(kind=kind, requires_grad=grad))
 
     return build
-
-
-def _geometry(dtype: torch.dtype, size: Any, stride: Any) -> tuple[TensorSpec, tuple[int, ...]]:
-    if not isinstance(size, (tuple, list)) or not isinstance(stride, (tuple, list)):
-        raise CorruptCheckpointError("builds a tensor with sizes or strides that are no tuples")
-    if len(size) > _DIMENSIONS or len(stride) > _DIMENSIONS:
-        raise CorruptCheckpointError(f"builds a tensor of {max(len(size), len(stride))} dimensions")
-    return TensorSpec(dtype, tuple(size)), tuple(stride)
-
-
-def _text(value: Any) -> str:
-    return value.qualified[:200] if isinstance(value, Global) else type(value).__name__
-
-
-def _layout_name(layout: Any) -> str:
-    """A layout is a name, or since 2.1 a call that looks one up."""
-    if isinstance(layout, Record) and layout.args and isinstance(layout.args[0], str):
-        return layout.args[0].removeprefix("torch.")
-    return _text(layout).removeprefix("torch.")
-
-
-def check_sizes(spec: TensorSpec) -> None:
-    """Refuse sizes that are no numbers of elements."""
-    check_geometry(spec, (0,) * len(spec.shape), 0, spec.dtype.itemsize, file="", place="")
-
-
-def held_tensor(values: torch.Tensor, file: str) -> LazyTensor:
-    """A tensor that is in memory already, as one that can be loaded."""
-    data = values.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
-    spec = TensorSpec(values.dtype, tuple(values.shape))
-    return LazyTensor(Held(data, file), StorageRef(len(data), 0), spec, contiguous_stride(spec.shape))
-
-
-@dataclass(frozen=True, slots=True)
-class _Shell:
-    """A tensor of a class that wraps others, before it is known what it wraps."""
-
-    size: tuple[Any, ...]
-
-
-def _unwrapped(shell: _Shell, cls: Any, state: Any) -> Any:
-    """The part of a DTensor that its process held; of another class a record of what it wraps."""
-    if type(state) is tuple and len(state) == 2 and state[0] is None:  # (dict, slots) with one of them empty
-        state = state[1]
-    local = as_tensor(state.get("_local_tensor")) if isinstance(state, dict) else None
-    if not isinstance(local, LazyTensor):
-        return Record(cls, (shell.size,), state=state)
-    check_sizes(TensorSpec(local.dtype, shell.size))
-    spec = state.get("_spec")
-    placements = spec.state.get("placements") if isinstance(spec, Record) and isinstance(spec.state, dict) else None
-    return local.replace(
-        class_name=cls.qualified if isinstance(cls, Global) else "<computed by the file>",
-        attributes={"placements": placements} if placements is not None else None,
-        global_shape=shell.size,
-    )

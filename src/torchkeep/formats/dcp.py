@@ -20,10 +20,11 @@ from ..core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 from ..core.tree import Global, Record, as_tensor
 from ..errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
 from ._assemble import Contents, Hint, checkpoint_from
+from ._composites import check_sizes
 from ._dispatch import open_inner
 from ._pause import collector_paused
 from ._pickle import Use, truncation_is_corruption, unpickle
-from ._torch import TensorReader, check_sizes, with_dangers
+from ._torch import TensorReader, with_dangers
 from ._zip import read_archive
 
 METADATA = ".metadata"
