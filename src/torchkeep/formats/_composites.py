@@ -10,7 +10,7 @@ import torch
 
 from ..core.composite import Composite, Compressed, Coo, Nested, Quantized, quantized_ints
 from ..core.source import Held
-from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, contiguous_stride
+from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, check_geometry, contiguous_stride
 from ..core.tree import Global, Record, as_tensor
 from ..errors import CorruptCheckpointError, UnsupportedFeatureError
 
