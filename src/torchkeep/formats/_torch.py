@@ -20,6 +20,7 @@ from ..core.tensors import (
     LazyTensor,
     StorageRef,
     TensorSpec,
+    check_geometry,
 )
 from ..core.tree import Global, Record, as_tensor
 from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
