@@ -18,6 +18,7 @@ from .core.source import Source
 from .core.tensors import LazyTensor, Storages
 from .engines.folder import FolderSource
 from .engines.mapped import MappedSource
+from .engines.ranges import RangeSource, is_url
 from .errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
 from .formats import Format
 from .formats._dispatch import recognise
@@ -44,7 +45,7 @@ def open_checkpoint(
     records, and dangerous names are listed in `findings`.
 
     Args:
-        path: a file, a folder of shards, or a Source.
+        path: a file, a folder of shards, the address of a remote file (http, https, s3, gs, az), or a Source.
         limits: how much the file may cost.
         formats: names or instances of the formats to try, in this order; all if None.
         verify: check the digests that torchkeep wrote into the file, which reads all of it.
@@ -63,7 +64,9 @@ def open_checkpoint(
 
 
 def as_source(path: PathLike | Source) -> Source:
-    """A local file or folder as a Source; a Source as it is."""
+    """A local file or folder, or a remote file, as a Source; a Source as it is."""
+    if isinstance(path, str) and is_url(path):
+        return RangeSource(path)
     if not isinstance(path, (str, os.PathLike)):
         if not hasattr(path, "read") or not hasattr(path, "size"):
             raise TypeError(f"a checkpoint is opened by its path, or as a tk.Source, not from a {type(path).__name__}")

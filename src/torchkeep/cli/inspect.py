@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from .output import AsJson, answer
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A checkpoint in any format torchkeep reads.")],
+    file: Annotated[str, typer.Argument(help="A checkpoint in any format torchkeep reads: file, folder or address.")],
     model: Annotated[
         bool, typer.Option("--model", help="Only the model's weights inside a training checkpoint.")
     ] = False,

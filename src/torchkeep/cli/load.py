@@ -16,7 +16,7 @@ from .output import AsJson, answer
 
 
 def load(
-    file: Annotated[Path, typer.Argument(help="A checkpoint in any format torchkeep reads.")],
+    file: Annotated[str, typer.Argument(help="A checkpoint in any format torchkeep reads: file, folder or address.")],
     into: Annotated[
         str, typer.Option("--into", help="What makes the model: package.module:factory, or file.py:factory.")
     ],

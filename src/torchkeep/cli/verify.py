@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from .output import AsJson, answer, progress
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="A file, or the folder of a run.")],
+    path: Annotated[str, typer.Argument(help="A file, a folder of shards, an address, or the folder of a run.")],
     as_json: AsJson = False,
 ) -> None:
     """Read every byte and compare it with its digest or checksum.
