@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import torchkeep as tk
 
+_OTHER = re.compile(r"[^\n\x20-\x7e]")  # some of these move the cursor or the reading direction of a terminal
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
 def answer(noun: Any, as_json: bool) -> None:
     """Print the result of a command."""
     if as_json:
-        print(json.dumps(tk.to_json(noun), indent=2, ensure_ascii=False))
+        print(_json(noun))
     else:
         tk.show(noun)
 
@@ -28,10 +31,22 @@ def answer(noun: Any, as_json: bool) -> None:
 def fail(error: tk.errors.TorchkeepError, as_json: bool) -> int:
     """Print an error and return its exit code."""
     if as_json:
-        print(json.dumps(tk.to_json(error), indent=2, ensure_ascii=False))
+        print(_json(error))
     else:
-        print(f"torchkeep: {type(error).__name__}: {error}", file=sys.stderr)
+        print(_OTHER.sub(_python_escape, f"torchkeep: {type(error).__name__}: {error}"), file=sys.stderr)
     return error.exit_code
+
+
+def _json(noun: Any) -> str:
+    return _OTHER.sub(_json_escape, json.dumps(tk.to_json(noun), indent=2, ensure_ascii=False))
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+
+
+def _python_escape(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else repr(found[0])[1:-1]
 
 
 @contextmanager

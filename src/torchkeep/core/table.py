@@ -40,7 +40,9 @@ class Table:
 def _printable(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_printable(part) for part in value)
-    return "".join(char if char >= " " and char != "\x7f" else repr(char)[1:-1] for char in value)
+    if value.isprintable():
+        return value
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in value)
 
 
 def human_bytes(nbytes: float) -> str:
