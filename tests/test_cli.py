@@ -158,7 +158,10 @@ def test_runs_lists_one_run_or_a_folder_of_them(call: Any, tmp_path: Path) -> No
         (b"<!DOCTYPE html><html>", 12, "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", 12, "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), 15, "HDF5"),
-        (b"\x1f\x8b\x08" + bytes(40), 15, "gzip"),
+        (b"\x1f\x8b\x08" + bytes(40), 13, "inflated"),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), 15, "zstd"),
+        (b"import os\nprint(os.name)\n" * 9, 12, "is text"),
+        (bytes(5000), 12, "zero bytes"),
         (b"PK\3\4" + bytes(100), 13, "truncated"),
     ],
 )
@@ -175,9 +178,9 @@ def test_errors_name_the_file_and_have_a_code_each(
     assert got == code == answer["exit_code"] and answer["file"] == str(path) and words in json.dumps(answer)
 
 
-def test_a_folder_is_named_and_not_read(call: Any, tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_named(call: Any, tmp_path: Path) -> None:
     code, _, err = call("inspect", tmp_path)
-    assert code == 15 and "is a folder" in err
+    assert code == 12 and "is a folder without a checkpoint" in err
 
 
 def test_every_error_class_has_a_code_of_its_own_in_the_docs() -> None:

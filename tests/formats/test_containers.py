@@ -15,6 +15,7 @@ import torch
 from test_pickle import Bytes, open_bytes, saved
 
 from torchkeep.core.limits import Limits
+from torchkeep.core.registry import make_part
 from torchkeep.core.source import Probe
 from torchkeep.core.tree import Global
 from torchkeep.errors import (
@@ -24,8 +25,9 @@ from torchkeep.errors import (
     UnsafeCheckpointError,
     UnsupportedFeatureError,
 )
+from torchkeep.formats import FORMATS
 from torchkeep.formats.foreign import explain
-from torchkeep.formats.safetensors import Safetensors, read_header
+from torchkeep.formats.safetensors import read_header
 from torchkeep.formats.torch_legacy import TorchLegacy
 
 # Zip
@@ -323,14 +325,12 @@ def test_a_dtype_without_a_torch_type_is_named() -> None:
         (b"<!DOCTYPE html><html>", UnknownFormatError, "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", UnknownFormatError, "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n", UnsupportedFeatureError, "HDF5"),
-        (b"\x1f\x8b\x08", UnsupportedFeatureError, "gunzip"),
-        (b"\x93NUMPY\x01", UnsupportedFeatureError, "NumPy"),
-        (b" " * 257 + b"ustar", UnsupportedFeatureError, "tar"),
-        (b'{"weight_map": {}}', UnsupportedFeatureError, "sharded"),
+        (b"GGUF\3\0\0\0", UnsupportedFeatureError, "on purpose"),
+        (b"\x28\xb5\x2f\xfd", UnsupportedFeatureError, "unzstd"),
+        (b"7z\xbc\xaf\x27\x1c", UnsupportedFeatureError, "7z x"),
+        (b"\x89PNG\r\n", UnknownFormatError, "PNG image"),
+        (bytes(100), UnknownFormatError, "zero bytes"),
         (b'{"other": 1}', UnknownFormatError, "JSON"),
-        (b"cos\nsystem\n(S'x'\ntR.", UnsupportedFeatureError, "os.system"),
-        (b"(dp0\nS'a'\nI1\ns.", UnsupportedFeatureError, "plain pickle"),
-        (b"\x80\x04]\x94.", UnsupportedFeatureError, "plain pickle"),
         (b"hello world", UnknownFormatError, "hello"),
         (b"import torch\n", UnknownFormatError, "import"),
     ],
@@ -340,7 +340,24 @@ def test_other_files_are_named(head: bytes, error: type[TorchkeepError], said: s
     assert type(found) is error
     assert said in str(found)
     assert "some.file" in str(found)
-    assert not Safetensors().sniff(Probe(head, len(head)))
+    assert not any(make_part(FORMATS, name, "format").sniff(Probe(head, len(head))) for name in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"cos\nsystem\n(S'x'\ntR.", "plain_pickle"),
+        (b"(dp0\nS'a'\nI1\ns.", "plain_pickle"),
+        (b"\x80\x04]\x94.", "plain_pickle"),
+        (b"\x1f\x8b\x08", "compressed"),
+        (b"\x93NUMPY\x01", "npy"),
+        (b" " * 257 + b"ustar", "torch_tar"),
+        (b'{"weight_map": {}}', "hf_index"),
+    ],
+)
+def test_what_is_read_is_recognised_by_its_first_bytes(head: bytes, name: str) -> None:
+    taking = [key for key in FORMATS if make_part(FORMATS, key, "format").sniff(Probe(head, len(head)))]
+    assert taking == [name]
 
 
 def several(*values: Any) -> bytes:

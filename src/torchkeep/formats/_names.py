@@ -73,6 +73,7 @@ _HARMLESS = _words(
     torch.jit._pickle.build_boollist torch.jit._pickle.build_doublelist torch.jit._pickle.build_intlist
     torch.jit._pickle.build_tensor_from_id torch.jit._pickle.build_tensorlist torch.jit._pickle.restore_type_tag
     torch.layout torch.memory_format torch.serialization._get_layout torch.storage._load_from_bytes
+    torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING
     torch.nn.backends.thnn._get_thnn_function_backend torch.torch_version.TorchVersion torchkeep.freezing.StayEval
     types.SimpleNamespace uuid.UUID
     """

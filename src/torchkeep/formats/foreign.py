@@ -1,33 +1,34 @@
-"""Says what a file is that no reader takes: things torchkeep does not read yet, and things that are no checkpoint."""
+"""Says what a file is that no reader takes: kinds that are left to other programs, and what is no checkpoint at all."""
 
 from __future__ import annotations
 
 import re
 
-from ..core.limits import Limits
 from ..core.source import Probe
-from ..core.tree import Global
-from ..errors import OpenError, TorchkeepError, UnknownFormatError, UnsupportedFeatureError
-from ._names import dangers_in
-from ._pickle import Dialect, TruncatedStreamError, Use, unpickle
+from ..errors import TorchkeepError, UnknownFormatError, UnsupportedFeatureError
 
 _LOAD_AND_SAVE = "load it with the program that wrote it, and save the state dict with torch.save"
 _DOWNLOAD = "download the file itself; the address was probably that of a page about it"
+_UNPACK = "unpack it first"
 
-# First bytes of what is a kind of checkpoint or container, and not read yet.
+# First bytes of what holds weights or may hold a checkpoint, and is not read here.
 _NOT_READ: tuple[tuple[bytes, str, str], ...] = (
-    (b"GGUF", "a GGUF file", "GGUF weights are made for llama.cpp; fetch the safetensors of the same model"),
+    (b"GGUF", "a GGUF file", "it is left out on purpose: made for llama.cpp; fetch the safetensors of the same model"),
+    (b"ggml", "a GGML file", "fetch the safetensors of the same model"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes", _LOAD_AND_SAVE),
-    (b"\x1f\x8b", "a gzip file", "unpack it first: gunzip"),
-    (b"\xfd7zXZ\0", "an xz file", "unpack it first: unxz"),
-    (b"BZh", "a bzip2 file", "unpack it first: bunzip2"),
     (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first: unzstd"),
+    (b"\x04\x22\x4d\x18", "an lz4 file", "unpack it first: unlz4"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first: 7z x"),
-    (b"Rar!\x1a\x07", "a RAR archive", "unpack it first"),
-    (b"\x93NUMPY", "a NumPy array (.npy)", "load it with numpy.load"),
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (b"\x7fELF", "a program or shared library", "a compiled model (AOTInductor) has its weights in the .pt2 beside it"),
 )
-
-_TEXT_PICKLE = re.compile(rb"\(?[cPILSVF(\]})dlt0-9pg]")
+_NO_CHECKPOINT: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"%PDF", "a PDF document"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"PAR1", "a Parquet file"),
+)
 
 
 def explain(probe: Probe, file: str) -> TorchkeepError:
@@ -37,22 +38,22 @@ def explain(probe: Probe, file: str) -> TorchkeepError:
         return _unknown("is empty", file, "the download or the save that made it failed; fetch it again")
     for magic, what, hint in _NOT_READ:
         if head.startswith(magic):
-            return _not_read(what, file, hint)
-    if head[257:262] == b"ustar":
-        return _not_read(
-            "a tar archive, as torch 0.1 wrote", file, "unpack it, or load it with torch and save it again"
-        )
+            return UnsupportedFeatureError(f"is {what}, which torchkeep does not read", file=file, hint=hint)
+    for magic, what in _NO_CHECKPOINT:
+        if head.startswith(magic):
+            return _unknown(f"is {what} and no checkpoint", file, "is it the right file?")
     if head.startswith(b"version https://git-lfs"):
         return _unknown("is a git-lfs pointer and not the file itself", file, "run `git lfs pull` in its repository")
+    if not any(head):
+        hint = "a copy or download that broke off leaves such files; fetch it again"
+        return _unknown(f"begins with {len(head):,} zero bytes", file, hint)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(rb"<!doctype html|<html|<head|<\?xml", text[:20], re.IGNORECASE):
         return _unknown("is an HTML page and no checkpoint", file, _DOWNLOAD)
     if text[:1] in {b"{", b"["}:
-        return _json(text, file)
-    if head[:1] == b"\x80" or _TEXT_PICKLE.match(head):
-        found = _pickled(probe, file)
-        if found is not None:
-            return found
+        return _unknown(f"is a JSON file and no checkpoint: {_shown(text[:80])}", file, _DOWNLOAD)
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return _unknown(f"is text and no checkpoint: {_shown(text[:80])}", file, "is it the right file?")
     return _unknown(
         f"is no checkpoint that torchkeep knows; it begins with {head[:16]!r}", file, "is it the right file?"
     )
@@ -62,32 +63,5 @@ def _unknown(what: str, file: str, hint: str) -> UnknownFormatError:
     return UnknownFormatError(what, file=file, hint=hint)
 
 
-def _not_read(what: str, file: str, hint: str) -> UnsupportedFeatureError:
-    return UnsupportedFeatureError(f"is {what}, which torchkeep does not read yet", file=file, hint=hint)
-
-
-def _json(text: bytes, file: str) -> TorchkeepError:
-    if b'"weight_map"' in text:
-        return _not_read("the index of a sharded checkpoint", file, "open the shards it names, one by one")
-    return _unknown("is a JSON file", file, _DOWNLOAD)
-
-
-def _pickled(probe: Probe, file: str) -> TorchkeepError | None:
-    """A pickle that torch.save did not write; its first bytes are read, inertly, to say what is in it."""
-    seen: dict[Global, Use] = {}
-    first = ""
-    try:
-        value = unpickle(probe.head, 0, Dialect(), Limits(opcodes=100_000), seen=seen).value
-        first = (
-            f" of {value:#x}" if type(value) is int and value.bit_length() < 200 else f" of a {type(value).__name__}"
-        )
-    except TruncatedStreamError:
-        pass
-    except OpenError:
-        if probe.head[:1] != b"\x80" and not seen:
-            return None
-    names = list(dangers_in(seen))[:5]
-    danger = f" It names {', '.join(names)}, which can run code." if names else ""
-    hint = "if you trust it, load it with pickle and save it with torch.save"
-    what = f"is a plain pickle{first} without torch's magic number, which torchkeep does not read yet.{danger}"
-    return UnsupportedFeatureError(what, file=file, hint="do not load it" if names else hint)
+def _shown(text: bytes) -> str:
+    return repr(text.decode("utf-8", "replace"))

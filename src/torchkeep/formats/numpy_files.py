@@ -116,7 +116,7 @@ def _array(source: Source, limits: Limits) -> tuple[LazyTensor | None, list[Find
     name = _CODES.get(code[1:]) if isinstance(code, str) else None
     if name is None or name not in DTYPES or code[0] not in "<>|=":
         message = f"holds an array of dtype {str(code)[:60]}, which torch does not have"
-        return None, [Finding("no-tensor", "warning", message, source.name)]
+        return None, [Finding("no-tensor", "info", message, source.name)]
     dtype = DTYPES[name].torch
     if prod(shape) * dtype.itemsize != source.size - start:
         raise CorruptCheckpointError(

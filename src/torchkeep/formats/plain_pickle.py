@@ -22,6 +22,7 @@ from ._torch import TensorReader, with_dangers
 from .torch_legacy import joined
 
 _TEXT = re.compile(rb"\(?[cPILSVF(\]})dltNi0-9pg]")
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MOST = 1000
 
 
@@ -40,10 +41,10 @@ class PlainPickle:
         try:
             found = unpickle(probe.head, 0, Dialect(persistent=_any), Limits(opcodes=100_000), seen=seen)
         except TruncatedStreamError:
-            return probe.size > len(probe.head) or bool(seen)
+            return probe.size > len(probe.head) or any(map(_is_name, seen))
         except OpenError:
-            return bool(seen)
-        return bool(seen) or isinstance(found.value, (dict, list, tuple)) or found.end == probe.size
+            return any(map(_is_name, seen))
+        return any(map(_is_name, seen)) or isinstance(found.value, (dict, list, tuple)) or found.end == probe.size
 
     @collector_paused()
     @truncation_is_corruption()
@@ -77,6 +78,11 @@ class PlainPickle:
             findings.append(Finding("several-saves", "info", f"holds {len(values)} pickles one after another"))
         contents = Contents(joined(values), seen, findings=(*reader.findings, *findings))
         return checkpoint_from(source.name, self.name, contents, limits)
+
+
+def _is_name(named: Global) -> bool:
+    """Whether it could be imported: words of a text that begins like a pickle could not."""
+    return _NAME.fullmatch(named.module) is not None and _NAME.fullmatch(named.name) is not None
 
 
 def _any(ident: Any) -> Any:

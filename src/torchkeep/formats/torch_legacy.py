@@ -163,7 +163,7 @@ class _Reading:
             return [], None
         keys = found.value
         if type(keys) is not list or not all(type(key) is str for key in keys):
-            raise with_dangers(self.fail("has a list of storage keys that is none", "storage keys"), self.seen)
+            raise self.fail("has a list of storage keys that is none", "storage keys")
         if len(set(keys)) != len(keys):
             raise self.fail("lists a storage twice", "storage keys")
         for key in keys:

@@ -14,7 +14,7 @@ from ..core.limits import Limits
 from ..core.source import Probe, Slice, Source
 from ..core.tensors import StorageRef
 from ..core.tree import Global
-from ..errors import CorruptCheckpointError, OpenError
+from ..errors import CorruptCheckpointError, OpenError, UnknownFormatError
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
 from ._pickle import Dialect, Use, truncation_is_corruption
@@ -51,6 +51,12 @@ class TorchTar:
             CorruptCheckpointError: there are other members than torch writes, or they contradict each other.
         """
         members = read_members(source)
+        if not _MEMBERS & members.keys():
+            raise UnknownFormatError(
+                f"is a tar archive of {', '.join(map(repr, list(members)[:6])) or 'nothing'}, and no checkpoint",
+                file=source.name,
+                hint="if a checkpoint is inside, unpack the archive and open that",
+            )
         missing = _MEMBERS - {"sys_info"} - members.keys()
         if missing or members.keys() - _MEMBERS:
             raise CorruptCheckpointError(
