@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import torchkeep as tk
 from models import TinyNet
+from torchkeep.cli.app import app
 from torchkeep.engines.mapped import MappedSource
 from torchkeep.errors import (
     CorruptCheckpointError,
@@ -324,6 +326,31 @@ def test_the_devices_here_are_listed() -> None:
     assert all(torch.empty(0, device=name).device.type in name for name in tk.devices())
 
 
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), "SGD"),
+        (torch.optim.Adam, "Adam"),
+        (torch.optim.AdamW, "AdamW"),
+        (torch.optim.RMSprop, "RMSprop"),
+        (torch.optim.LBFGS, "LBFGS"),
+        (torch.optim.Adagrad, "Adagrad"),
+        (torch.optim.NAdam, "NAdam"),
+        (torch.optim.Rprop, "Rprop"),
+        (torch.optim.ASGD, "ASGD"),
+        (torch.optim.Adadelta, "Adadelta"),
+    ],
+)
+def test_the_optimizer_is_guessed_by_its_options(make: Any, name: str, tmp_path: Path) -> None:
+    optimizer = make(nn.Linear(2, 2).parameters())
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "t.pth")
+    assert tk.open(tmp_path / "t.pth").provenance.optimizer == name
+    torch.save({"optimizer_states": [optimizer.state_dict()], "epoch": 1}, tmp_path / "lightning.ckpt")
+    assert tk.open(tmp_path / "lightning.ckpt").provenance.optimizer == name
+    torch.save(optimizer, tmp_path / "whole.pth")
+    assert tk.open(tmp_path / "whole.pth").provenance.optimizer == name
+
+
 # What a file tells of a model
 
 
@@ -375,7 +402,10 @@ def test_hostile_files_do_nothing_through_any_verb(evil: Path, markers: Path, tm
             lambda path=path: tk.verify(path),
             lambda path=path: tk.convert(path, tmp_path / "out.safetensors"),
             lambda path=path: tk.load_into(nn.Linear(1, 1), path, allow="*"),
+            lambda path=path: tk.convert(path, tmp_path / "out.pth"),
             lambda path=path: json.dumps(tk.to_json(tk.open(path))),
+            lambda path=path: json.dumps(tk.to_json(tk.scan(path))),
+            lambda path=path: tk.salvage(path, tmp_path / "salvaged.safetensors"),
         )
         for verb in verbs:
             done += 1
@@ -383,7 +413,25 @@ def test_hostile_files_do_nothing_through_any_verb(evil: Path, markers: Path, tm
                 verb()
             except TorchkeepError as error:
                 assert str(error)
-    assert done > 300
+    assert done > 500
+    assert list(markers.iterdir()) == []
+
+
+def test_hostile_files_do_nothing_through_the_command_line(evil: Path, markers: Path, tmp_path: Path) -> None:
+    """inspect, scan, verify, convert and salvage end with an exit code of ours, and print nothing that a terminal obeys."""
+    runner = CliRunner()
+    for entry in json.loads((evil / "manifest.json").read_text()):
+        path = str(evil / entry["file"])
+        for command in (
+            ["inspect", path],
+            ["scan", path],
+            ["verify", path],
+            ["convert", path, str(tmp_path / "cli.safetensors")],
+            ["salvage", path],
+        ):
+            done = runner.invoke(app, command)
+            assert done.exception is None or isinstance(done.exception, (SystemExit, TorchkeepError)), (command, done)
+            assert "\x1b" not in done.output
     assert list(markers.iterdir()) == []
 
 

@@ -33,6 +33,7 @@ from .rules.prefixes import Strip as strip
 from .running import Run as Run
 from .running import is_run as is_run
 from .running import local_store as local_store
+from .salvaging import salvage as salvage
 from .saving import save as save
 from .scanning import scan as scan
 from .showing import show as show
@@ -65,6 +66,7 @@ __all__ = [
     "local_store",
     "open",
     "plan_load",
+    "salvage",
     "save",
     "scan",
     "show",

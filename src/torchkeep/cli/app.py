@@ -10,7 +10,7 @@ import typer
 
 import torchkeep as tk
 
-from . import convert, demo, inspect, load, runs, scan, verify
+from . import convert, demo, inspect, load, runs, salvage, scan, verify
 from .output import fail
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.command()(inspect.inspect)
 app.command()(convert.convert)
 app.command()(load.load)
 app.command()(scan.scan)
+app.command()(salvage.salvage)
 app.command()(verify.verify)
 app.command()(runs.runs)
 app.command()(demo.demo)

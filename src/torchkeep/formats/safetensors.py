@@ -60,9 +60,9 @@ class Safetensors:
         return head[8:9] == b"{" or (length <= probe.size - 8 and b"{" in head[8:16])
 
     @collector_paused()
-    def open(self, source: Source, limits: Limits) -> Checkpoint:
-        """Read the header and none of the tensors."""
-        header = read_header(source, limits)
+    def open(self, source: Source, limits: Limits, *, whole: bool = True) -> Checkpoint:
+        """Read the header and none of the tensors; a cut file opens if it need not be `whole`."""
+        header = read_header(source, limits, whole=whole)
         tensors = {
             name: _lazy(source, entry, header.data_start)
             for name, entry in sorted(header.entries.items(), key=lambda item: (item[1].start, item[1].end))
@@ -78,8 +78,8 @@ class Safetensors:
         return ckpt if facts is None else with_facts(ckpt, facts, source, limits)
 
 
-def read_header(source: Source, limits: Limits) -> Header:
-    """Read a header and hold it against the specification and the file.
+def read_header(source: Source, limits: Limits, *, whole: bool = True) -> Header:
+    """Read a header and hold it against the specification and the file, or if not `whole` against the first alone.
 
     Raises:
         CorruptCheckpointError: it breaks the specification, or does not fit the file.
@@ -99,7 +99,8 @@ def read_header(source: Source, limits: Limits) -> Header:
     parsed = _parse(raw, fail)
     metadata = _metadata(parsed.pop(_METADATA, {}), fail)
     entries = {name: _entry(name, value, fail, source.name) for name, value in parsed.items()}
-    _check_layout(entries, size - 8 - length, fail)
+    nbytes = size - 8 - length
+    _check_layout(entries, nbytes if whole else max([nbytes, *(entry.end for entry in entries.values())]), fail)
     return Header(metadata, entries, 8 + length, raw)
 
 
@@ -195,4 +196,6 @@ def _check_layout(entries: dict[str, Entry], nbytes: int, fail: Callable[..., No
 def _lazy(source: Source, entry: Entry, data_start: int) -> LazyTensor:
     spec = TensorSpec(BY_SAFETENSORS[entry.dtype].torch, entry.shape)
     storage = StorageRef(entry.end - entry.start, data_start + entry.start)
+    if data_start + entry.end > source.size:  # a cut file, of which the rest is wanted
+        storage.offset, storage.problem = None, f"lost: the file ends at byte {source.size:,}"
     return LazyTensor(source, storage, spec, contiguous_stride(entry.shape))

@@ -71,6 +71,28 @@ class TorchLegacy:
         return checkpoint_from(source.name, self.name, contents, limits)
 
 
+def salvage_legacy(source: Source, limits: Limits) -> Checkpoint:
+    """The first save of a broken file: storages are placed up to where they are damaged or cut.
+
+    Raises:
+        CorruptCheckpointError: the object's pickle is damaged, so nobody knows what was in the file.
+    """
+    with truncation_is_corruption():
+        reading = _Reading(source, limits)
+        tree, tensors, storages, end = reading.pickles(0)
+        try:
+            reading.place(tensors, storages, end)
+        except CorruptCheckpointError as error:
+            reading.findings.append(Finding("odd-structure", "danger", error.message, error.place))
+            tensors.settle_views()
+    for ref in storages.declared.values():
+        if ref.offset is None:
+            ref.problem = f"lost: {ref.problem}"
+    tensors.settle_views()
+    contents = Contents(tree, reading.seen, findings=tuple(reading.findings))
+    return checkpoint_from(source.name, TorchLegacy.name, contents, limits)
+
+
 @dataclass(slots=True)
 class _Storages:
     """The storages that the object declares, by key."""

@@ -13,6 +13,7 @@ import torch
 from ..core import tagged
 from ..core.checkpoint import Checkpoint, SavedModule
 from ..core.report import LoadReport, VerifyReport
+from ..core.salvage_report import SalvageReport
 from ..core.scan_report import ScanReport
 from ..core.snapshot import RunSummary
 from ..core.tensors import dtype_name
@@ -28,6 +29,8 @@ def document(noun: Any) -> Any:
     if isinstance(noun, TorchkeepError):
         return _error(noun)
     if isinstance(noun, VerifyReport):
+        return {"ok": noun.ok} | _plain(noun)
+    if isinstance(noun, SalvageReport):
         return {"ok": noun.ok} | _plain(noun)
     if isinstance(noun, ScanReport):
         files = [{"severity": file.severity} | _plain(file) for file in noun.files]
