@@ -181,7 +181,7 @@ def test_layouts_are_written_by_value(tmp_path: Path) -> None:
     [
         ({"a": {"b": [1, object()]}}, "a.b.1", "vars"),
         ({"model": nn.Linear(1, 1)}, "model", "state_dict"),
-        ({"array": np.zeros(3)}, "array", "from_numpy"),
+        ({"array": np.zeros(300_000)}, "array", "from_numpy"),
         ({"s": torch.eye(2).to_sparse()}, "s", "to_dense"),
         ({"f": print}, "f", ""),
         (nn.Sequential(nn.LazyLinear(3)), "0.weight", "once"),

@@ -1,50 +1,99 @@
-"""Converting: any checkpoint into one safetensors file, a tensor at a time."""
+"""Converting: any checkpoint into safetensors, whole or in shards, or into a file for torch.load; a block at a time."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+import torch
+
+from .core import tree as trees
 from .core.checkpoint import Checkpoint
-from .core.live import AnyTensor
-from .core.report import ConvertReport
-from .core.tree import ABSENT
+from .core.composite import Chunked, Composite, Compressed, Coo
+from .core.live import AnyTensor, spec_of
+from .core.pieces import Cast
+from .core.report import ConvertReport, SaveReport
+from .core.source import Held
+from .core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride, torch_dtype
+from .core.tree import ABSENT, Global, Record
+from .engines.buffered import write_file
 from .errors import LoadError, SaveError, UnsavableError
+from .formats.torch_zip_writer import lay_out
 from .opening import PathLike, open_checkpoint
-from .saving import Contents, Progress, contents_of, of_object, save_contents
+from .saving import Contents, Progress, contents_of, counted, of_object, save_contents
+
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 def convert(
-    source: PathLike, target: PathLike, *, model_only: bool = False, progress: Progress | None = None
+    source: PathLike,
+    target: PathLike,
+    *,
+    model_only: bool = False,
+    dtype: torch.dtype | str | None = None,
+    max_shard_size: int | str | None = None,
+    progress: Progress | None = None,
 ) -> ConvertReport:
-    """Write any checkpoint as safetensors, without running code from it and without loading it whole.
+    """Write any checkpoint anew, without running code from it and without loading it whole.
 
-    Tensors keep their names, flags and ties. The rest of the object, inert records included, is kept as JSON in
-    the file's metadata, so `tk.load` of the new file gives what `tk.load` of the old one gives.
+    As safetensors, tensors keep their names, flags and ties; sparse, quantized and nested ones are stored as their
+    parts. The rest of the object, inert records included, is kept as JSON in the file's metadata, so `tk.load` of
+    the new file gives what `tk.load` of the old one gives. As a torch zip, it is what torch.load opens with
+    weights_only: plain values, containers and tensors; what is more than that is replaced, and the report says by what.
 
     Args:
-        source: a file in any format that `open` reads.
-        target: ends in `.safetensors`; an existing file is replaced, but never `source` itself.
+        source: anything that `open` reads.
+        target: ends in `.safetensors`, or in `.pth`, `.pt`, `.ckpt` or `.bin` for a torch zip; an existing file is
+            replaced in one step, but never `source` itself.
         model_only: keep the model's weights alone, under their own names.
+        dtype: cast floating-point tensors to this dtype, e.g. `bf16`; complex, whole and quantized ones stay.
+        max_shard_size: for safetensors: bytes of a file, as a number or as `5GB` or `500MiB`. Writes as many files as
+            it takes, and `<target>.index.json`, last. Existing files are not replaced.
         progress: called with (bytes done, bytes in all).
 
     Raises:
         OpenError: the source cannot be read.
-        SaveError: the target cannot be written.
+        SaveError: the target cannot be written; nothing half-written is left.
     """
     path = Path(target)
-    if path.suffix != ".safetensors":
-        raise SaveError(f"{path} has another ending than .safetensors", hint="only safetensors is written so far")
+    if path.suffix not in {".safetensors", *TORCH_SUFFIXES}:
+        endings = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise SaveError(f"{path} has another ending than {endings}", hint="the ending says what is written")
+    if max_shard_size is not None and path.suffix != ".safetensors":
+        raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
+    most = None if max_shard_size is None else _nbytes(max_shard_size)
     ckpt = open_checkpoint(source)
-    if path.exists() and path.samefile(source):
+    if path.exists() and Path(source).exists() and path.samefile(source):
         raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
     if model_only:
         if not ckpt.model_key and ckpt.kind not in {"weights", "module"}:
             raise LoadError(f"{ckpt.file} holds no model that torchkeep recognises", hint="convert it whole")
         ckpt = ckpt.model
-    contents, notes = _contents(ckpt, model_only)
-    return ConvertReport(os.fspath(source), str(path), save_contents(contents, path, progress=progress), notes)
+    casting = None if dtype is None else _Casting(_dtype(dtype))
+    if casting is not None:
+        ckpt = casting.checkpoint(ckpt)
+    if path.suffix == ".safetensors":
+        contents, notes = _contents(ckpt, model_only)
+        saved = (
+            save_contents(contents, path, progress=progress)
+            if most is None
+            else _shards(contents, path, most, progress)
+        )
+    else:
+        saved, notes = _torch_zip(ckpt, path, model_only, progress)
+    notes += casting.notes() if casting is not None else ()
+    return ConvertReport(os.fspath(source), str(path), saved, notes)
 
 
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
@@ -63,3 +112,259 @@ def _flat(ckpt: Checkpoint, kind: str = "weights", **more: Any) -> Contents:
     tensors: dict[str, AnyTensor] = dict(ckpt.tensors)
     kinds = {name: tensor.kind for name, tensor in ckpt.tensors.items()}
     return contents_of(tensors, kinds, kind=kind, metadata=ckpt.metadata, **more)
+
+
+# Another dtype
+
+
+def _dtype(given: torch.dtype | str) -> torch.dtype:
+    found = given if isinstance(given, torch.dtype) else None
+    if isinstance(given, str):
+        name = given.removeprefix("torch.")
+        found = torch_dtype(_SHORT.get(name, name))
+    if found is None or not found.is_floating_point:
+        raise SaveError(f"{given} is no floating-point dtype", hint="one of float32, float16, bfloat16, float64")
+    return found
+
+
+class _Casting:
+    """Puts a cast in front of each storage of floating-point numbers, once, so that what was shared stays shared."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._storages: dict[tuple[int, torch.dtype], tuple[StorageRef, StorageRef]] = {}
+        self._casts: list[Cast] = []
+
+    def checkpoint(self, ckpt: Checkpoint) -> Checkpoint:
+        """The same checkpoint with its numbers in the other dtype."""
+        tree = ckpt.tree if ckpt.tree is ABSENT else trees.rebuild(ckpt.tree, self.tensor)
+        tensors = {name: self.tensor(tensor) for name, tensor in ckpt.tensors.items()}
+        return replace(ckpt, tensors=tensors, tree=tree)
+
+    def tensor(self, tensor: LazyTensor) -> LazyTensor:
+        """One tensor; those that are not cast are given back."""
+        if isinstance(tensor, Composite):
+            return self._composite(tensor)
+        if not tensor.dtype.is_floating_point or tensor.dtype == self._dtype:
+            return tensor
+        spec = TensorSpec(self._dtype, tensor.spec.shape)
+        if tensor.storage is None or tensor.storage.offset is None:
+            return tensor.replace(spec=spec) if tensor.storage is None else tensor
+        return tensor.replace(spec=spec, storage=self._storage(tensor, tensor.storage))
+
+    def _storage(self, tensor: LazyTensor, storage: StorageRef) -> StorageRef:
+        key = (id(storage), tensor.dtype)
+        if key not in self._storages:
+            old = tensor.dtype
+            count = storage.nbytes // old.itemsize
+            cast = Cast(storage.source or tensor.source, storage.offset or 0, count, old, self._dtype)
+            self._casts.append(cast)
+            self._storages[key] = (storage, StorageRef(cast.size, 0, source=cast))
+        return self._storages[key][1]
+
+    def _composite(self, tensor: Composite) -> LazyTensor:
+        """Chunks are cast, and the values of sparse tensors; quantized and nested ones stay what they are."""
+        how = tensor.composition
+        if not isinstance(how, (Chunked, Coo, Compressed)) or not tensor.dtype.is_floating_point:
+            return tensor
+        whole = isinstance(how, Chunked)
+        parts = {n: self.tensor(part) if whole or n == "values" else part for n, part in tensor.parts.items()}
+        spec = TensorSpec(self._dtype, tensor.spec.shape)
+        facts = {"device": tensor.device, "requires_grad": tensor.requires_grad, "kind": tensor.kind}
+        return Composite(how, parts, tensor.source, spec, **facts)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the cast did to the numbers; known when all was written."""
+        count = sum(cast.overflowed for cast in self._casts)
+        return (f"{count:,} numbers became infinite as {str(self._dtype).removeprefix('torch.')}",) if count else ()
+
+
+# Shards
+
+
+def _nbytes(size: int | str) -> int:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[iI]?[bB]?)\s*", str(size))
+    unit = found[2].upper() if found else ""
+    unit = unit if unit.endswith("B") or not unit else f"{unit}B"
+    if found is None or _UNITS.get("" if unit == "B" else unit) is None or float(found[1]) <= 0:
+        raise SaveError(f"{size!r} is no size", hint="write 5GB, 500MB, 4GiB or a number of bytes")
+    return int(float(found[1]) * _UNITS["" if unit == "B" else unit])
+
+
+def _shards(contents: Contents, path: Path, most: int, progress: Progress | None) -> SaveReport:
+    """Write the shards, then the index that names them; a failure takes away what was written."""
+    started = time.perf_counter()
+    parts = [*_split(contents, most)]
+    total = sum(spec_of(tensor).nbytes for tensor in contents.tensors.values())
+    names = [path.with_name(f"{path.stem}-{at:05}-of-{len(parts):05}{path.suffix}") for at in range(1, len(parts) + 1)]
+    index = path.with_name(f"{path.name}.index.json")
+    there = next((name for name in (*names, index) if name.exists()), None)
+    if there is not None:
+        raise SaveError(f"{there} exists already", hint="shards replace nothing: write to an empty folder")
+    done = written = 0
+    made: list[Path] = []
+    try:
+        for name, part in zip(names, parts, strict=True):
+            made.append(name)
+            step = None if progress is None else _offset(progress, done, total)
+            written += save_contents(part, name, progress=step).bytes_written
+            done += sum(spec_of(tensor).nbytes for tensor in part.tensors.values())
+        places = {key: name.name for name, part in zip(names, parts, strict=True) for key in part.tensors}
+        body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        write_file(index, [json.dumps(body, indent=2).encode()], replace=False)
+    except BaseException:
+        for name in made:
+            name.unlink(missing_ok=True)
+        raise
+    return SaveReport(
+        path=str(index),
+        bytes_written=written,
+        bytes_total=total,
+        seconds=time.perf_counter() - started,
+        tensors_written=len(contents.tensors),
+        tensors_total=len(contents.tensors) + len(contents.facts.tied),
+        notes=(*contents.notes, f"{len(parts)} shards"),
+    )
+
+
+def _offset(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(min(before + done, total), total)
+
+
+def _split(contents: Contents, most: int) -> Iterator[Contents]:
+    """The contents of each shard. Parts of one tensor stay together; the first shard keeps what is said of all."""
+    facts = contents.facts
+    owner = {part: name for name, parts in facts.composites.items() for part in parts.parts.values()}
+    units: dict[str, list[str]] = {}
+    for name in contents.tensors:
+        units.setdefault(owner.get(name, name), []).append(name)
+    groups: list[list[str]] = [[]]
+    room = most
+    for members in units.values():
+        size = sum(spec_of(contents.tensors[name]).nbytes for name in members)
+        if size > room and groups[-1]:
+            groups.append([])
+            room = most
+        groups[-1] += members
+        room -= size
+    for number, members in enumerate(groups):
+        inside = set(members) | {owner[name] for name in members if name in owner}
+        inside |= {name for name, first in facts.tied.items() if first in inside}
+        inside |= set(facts.empty) if number == 0 else set()
+        own = msgspec.structs.replace(
+            facts,
+            kind="weights",
+            digests={name: facts.digests[name] for name in members},
+            dtypes=_only(facts.dtypes, inside),
+            empty=facts.empty if number == 0 else {},
+            composites=_only(facts.composites, inside),
+            parameters=[name for name in facts.parameters if name in inside],
+            buffers=[name for name in facts.buffers if name in inside],
+            requires_grad=[name for name in facts.requires_grad if name in inside],
+            tied=_only(facts.tied, inside),
+            devices=_only(facts.devices, inside),
+            module=facts.module if number == 0 else None,
+            tree=facts.tree if number == 0 else msgspec.UNSET,
+            whole=facts.kind if number == 0 else "",
+        )
+        yield Contents({name: contents.tensors[name] for name in members}, own, (), contents.metadata)
+
+
+def _only(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name in names}
+
+
+# A file for torch.load
+
+
+def _torch_zip(
+    ckpt: Checkpoint, path: Path, model_only: bool, progress: Progress | None
+) -> tuple[SaveReport, tuple[str, ...]]:
+    """Write what torch.load opens with weights_only."""
+    started = time.perf_counter()
+    stand_ins = _StandIns()
+    module = ckpt.kind == "module" or (isinstance(ckpt.tree, Record) and ckpt.tree.is_module)
+    root: Any = OrderedDict(ckpt.model.tensors) if module else ckpt.tree
+    if ckpt.tree is ABSENT or model_only:
+        root = OrderedDict(ckpt.tensors)
+    archive = lay_out(root, path.stem, stand_ins)
+    pieces: Iterator[Any] = archive.pieces()
+    if progress is not None:
+        pieces = counted(pieces, archive.total, progress)
+    write_file(path, pieces, nbytes=archive.total)
+    notes = stand_ins.notes()
+    if module:
+        notes += ("the model is written as its state dict",)
+    away = sorted({tensor.device for tensor in ckpt.values()} - {"cpu", "meta"})
+    if away:
+        notes += (f"tensors that were saved from {', '.join(away)} are written as saved from the CPU",)
+    report = SaveReport(
+        path=str(path),
+        bytes_written=archive.total,
+        bytes_total=ckpt.nbytes,
+        seconds=time.perf_counter() - started,
+        tensors_written=len({tensor.identity for tensor in ckpt.values()}),
+        tensors_total=len(ckpt),
+    )
+    return report, notes
+
+
+@dataclass
+class _StandIns:
+    """What is written in the place of values that torch.load does not take with weights_only, and how often."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    _made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) not in self._made:
+            self._made[id(value)] = (value, self._make(value))
+        return self._made[id(value)][1]
+
+    def _make(self, value: Any) -> Any:
+        if isinstance(value, Record):
+            return self._record(value)
+        if isinstance(value, Global):
+            return self._told(value.qualified, "names of classes and functions as text")
+        if isinstance(value, frozenset):
+            return self._told(set(value), "frozensets as sets")
+        if isinstance(value, dict):
+            return dict(value)  # a defaultdict, without what makes its defaults
+        if isinstance(value, np.generic):
+            plain = value.item()
+            known = isinstance(plain, (bool, int, float, complex, str, bytes))
+            return self._told(plain if known else str(value), "NumPy scalars as plain numbers")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
+            return self._array(value)
+        return self._told(None, f"{type(value).__name__} values as None")
+
+    def _told(self, stand_in: Any, what: str) -> Any:
+        self.counts[what] += 1
+        return stand_in
+
+    def _record(self, record: Record) -> Any:
+        if record.tensor is not None:
+            return record.tensor
+        if record.is_module:
+            leaves = trees.leaves(record)
+            state = OrderedDict((leaf.name, leaf.tensor) for leaf in leaves if leaf.role in {"parameter", "buffer"})
+            return self._told(state, "modules as their state dicts")
+        made_of = ("args", "kwargs", "state", "items", "pairs")
+        held = {name: value for name in made_of if (value := getattr(record, name))}
+        if held.keys() == {"state"} and isinstance(record.state, dict):
+            return self._told(dict(record.state), f"objects of {record.class_name} as dicts of their attributes")
+        return self._told(held, f"objects of {record.class_name} as dicts of what they were made of")
+
+    def _array(self, value: Any) -> Any:
+        try:
+            tensor = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+        except TypeError:
+            return self._told(None, f"arrays of {value.dtype} as None")
+        spec = TensorSpec(tensor.dtype, tuple(tensor.shape))
+        held = Held(tensor.numpy().tobytes(), "array")
+        lazy = LazyTensor(held, StorageRef(spec.nbytes, 0), spec, contiguous_stride(spec.shape))
+        return self._told(lazy, "NumPy arrays as tensors")
+
+    def notes(self) -> tuple[str, ...]:
+        """One note for each kind of replacement."""
+        return tuple(f"{count:,} {what}" for what, count in self.counts.items())

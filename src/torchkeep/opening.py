@@ -22,6 +22,7 @@ from .engines.ranges import RangeSource, is_url
 from .errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
 from .formats import Format
 from .formats._dispatch import recognise
+from .formats.safetensors import stored_tensors
 
 PathLike = str | os.PathLike[str]
 
@@ -59,7 +60,7 @@ def open_checkpoint(
     limits = limits or Limits()
     ckpt = recognise(source, limits, formats).open(source, limits)
     if verify:
-        check_digests(ckpt)
+        check_digests(ckpt, source, limits)
     return ckpt
 
 
@@ -74,7 +75,7 @@ def as_source(path: PathLike | Source) -> Source:
     return FolderSource(path) if Path(path).is_dir() else MappedSource(path)
 
 
-def check_digests(ckpt: Checkpoint) -> None:
+def check_digests(ckpt: Checkpoint, source: Source, limits: Limits) -> None:
     """Hash every tensor that has a digest in the file.
 
     Raises:
@@ -85,8 +86,9 @@ def check_digests(ckpt: Checkpoint) -> None:
             "carries no digests to verify", file=ckpt.file, hint="open it without verify=True, or convert it once"
         )
     digests = ckpt.facts.digests
-    names = [name for name in digests if name in ckpt]
-    found = digest_tensors([ckpt[name].load() for name in names])
+    stored = stored_tensors(source, limits)
+    names = [name for name in digests if name in stored]
+    found = digest_tensors([stored[name].load() for name in names])
     wrong = [name for name, digest in zip(names, found, strict=True) if digests[name] != digest]
     if wrong or len(names) < len(digests):
         listed = ", ".join(wrong[:5]) or "the list of tensors"

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from blake3 import blake3
 from torch import nn
 
 from .core import facts as file_facts
 from .core import tagged
 from .core import tree as trees
-from .core.digests import digest_bytes, tensor_bytes
-from .core.facts import NO_DIGEST, FileFacts
+from .core.composite import Chunked, Composite
+from .core.digests import digest_bytes
+from .core.facts import NO_DIGEST, FileFacts, Parts
 from .core.limits import Limits
 from .core.live import AnyTensor, check_savable, shared_storages, spec_of, state_of, tied_names, unwrapped
 from .core.modulespec import ModuleSpec
+from .core.pieces import Beside, blocks_of
 from .core.report import SaveReport
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
@@ -30,7 +32,6 @@ from .errors import SaveError, UnsavableError
 from .formats.layout import Layout, lay_out, without_code
 from .inspecting import inspect
 
-_HASHES_AHEAD = 4
 _HASHED_INLINE = 1 << 18  # handing less than this to another thread costs more than hashing it
 
 Progress = Callable[[int, int], None]
@@ -142,27 +143,28 @@ def contents_of(
     module: ModuleSpec | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Contents:
-    """Decide what is written of named tensors: each once, those on the meta device not at all."""
+    """Decide what is written of named tensors: each once, those on the meta device not at all.
+
+    A tensor that is made of others is written as its parts.
+    """
     for name, tensor in tensors.items():
         check_savable(name, tensor)
-    tied = tied_names(tensors)
+    notes = _lost(tensors)
+    logical, (tensors, composites) = tensors, _taken_to_parts(tensors)
+    tied = tied_names(tensors) | {name: first for name, first in tied_names(logical).items() if first in composites}
     empty = {name: tensor for name, tensor in tensors.items() if name not in tied and device_of(tensor) == "meta"}
     own = {name: tensor for name, tensor in tensors.items() if name not in tied and name not in empty}
     for name, tensor in own.items():
         _check_expanded(name, tensor)
     specs = {name: spec_of(tensor) for name, tensor in own.items()}
     shared = shared_storages(own)
-    notes = (
-        [f"{len(shared)} tensors were views of shared storages and are written apart: {shared[0]}, ..."]
-        if shared
-        else []
-    )
+    if shared:
+        notes.append(f"{len(shared)} tensors were views of shared storages and are written apart: {shared[0]}, ...")
     turned = [name for name, tensor in own.items() if not _is_row_major(tensor)]
     if turned:
         notes.append(f"{len(turned)} tensors are written row by row, not in their order in memory: {turned[0]}, ...")
-    subclasses = [name for name, tensor in own.items() if isinstance(tensor, LazyTensor) and tensor.class_name]
-    if subclasses:
-        notes.append(f"{len(subclasses)} tensors lose their class or attributes: {subclasses[0]}, ...")
+    if composites:
+        notes.append(f"{len(composites)} tensors are written as their parts: {next(iter(composites))}, ...")
     if empty:
         notes.append(f"{len(empty)} tensors on the meta device have no values to write")
     facts = FileFacts(
@@ -171,18 +173,61 @@ def contents_of(
         digests=dict.fromkeys(own, NO_DIGEST),
         dtypes=without_code(specs),
         empty={name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in empty.items()},
-        parameters=[name for name in tensors if kinds[name] == "parameter"],
-        buffers=[name for name in tensors if kinds[name] == "buffer"],
-        requires_grad=[name for name, tensor in tensors.items() if tensor.requires_grad],
+        composites=composites,
+        parameters=[name for name in logical if kinds[name] == "parameter"],
+        buffers=[name for name in logical if kinds[name] == "buffer"],
+        requires_grad=[name for name, tensor in logical.items() if tensor.requires_grad],
         tied=tied,
         devices={
-            name: device_of(tensor) for name, tensor in tensors.items() if device_of(tensor) not in {"cpu", "meta"}
+            name: device_of(tensor) for name, tensor in logical.items() if device_of(tensor) not in {"cpu", "meta"}
         },
         module=module,
         tree=tree,
         producer=PRODUCER,
     )
     return Contents(own, facts, tuple(notes), dict(metadata or {}))
+
+
+def _lost(tensors: Mapping[str, AnyTensor]) -> list[str]:
+    """Notes on what a file cannot say of some tensors."""
+    lazy = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, LazyTensor)}
+    local = [name for name, tensor in lazy.items() if tensor.global_shape is not None]
+    dressed = [name for name, tensor in lazy.items() if tensor.class_name or tensor.attributes is not None]
+    notes = []
+    if local:
+        notes.append(
+            f"{len(local)} tensors are the parts that one process held of distributed ones and are written as plain "
+            f"tensors: {local[0]}, ..."
+        )
+    subclasses = [name for name in dressed if name not in set(local)]
+    if subclasses:
+        notes.append(f"{len(subclasses)} tensors lose their class or attributes: {subclasses[0]}, ...")
+    return notes
+
+
+def _taken_to_parts(tensors: Mapping[str, AnyTensor]) -> tuple[dict[str, AnyTensor], dict[str, Parts]]:
+    """The tensors with each that is made of others replaced by those, and how to put them together again."""
+    plain = dict(tensors)
+    composites: dict[str, Parts] = {}
+    known: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Composite) or isinstance(tensor.composition, Chunked):
+            continue
+        del plain[name]
+        if known.setdefault(tensor.identity, name) != name:
+            continue  # tied to one that was taken apart
+        tensor.load()  # parts that do not fit together are refused now, and not by whoever reads the new file
+        names: dict[str, str] = {}
+        for key, part in tensor.parts.items():
+            names[key] = f"{name}:{key}"
+            while names[key] in plain or names[key] in tensors:
+                names[key] += ":"
+            plain[names[key]] = part
+        options = {key: value for key, value in asdict(tensor.composition).items() if key != "layout"}
+        composites[name] = Parts(
+            tensor.layout, dtype_name(tensor.dtype), tensor.spec.shape, names, tagged.encode(options)
+        )
+    return plain, composites
 
 
 def _is_row_major(tensor: AnyTensor) -> bool:
@@ -212,7 +257,7 @@ def write_contents(contents: Contents, path: Path, *, durable: bool = True, prog
     with ThreadPoolExecutor(1) as pool:
         pieces = _pieces(plan, contents, pool, digests)
         if progress is not None:
-            pieces = _counted(pieces, plan.total, progress)
+            pieces = counted(pieces, plan.total, progress)
         write_file(path, pieces, nbytes=plan.total, durable=durable, finish=finish)
     return plan.total
 
@@ -230,34 +275,28 @@ def _with_digests(contents: Contents, specs: Mapping[str, TensorSpec], digests: 
 
 
 def _pieces(plan: Layout, contents: Contents, pool: ThreadPoolExecutor, digests: dict[str, str]) -> Iterator[Any]:
-    """The file piece by piece; a tensor is only turned into bytes when its turn comes."""
-    hashing: deque[tuple[str, Future[str]]] = deque()
+    """The file piece by piece; a tensor is only turned into bytes when its turn comes, a block at a time."""
+    hashers = {name: blake3() for name in plan.order}
+    beside = Beside(pool)
     yield plan.header
     for name in plan.order:
-        data = bytes_of(contents.tensors[name])
-        if len(data) < _HASHED_INLINE:
-            digests[name] = digest_bytes(data)
-        else:
-            hashing.append((name, pool.submit(digest_bytes, data)))
-        if len(hashing) > _HASHES_AHEAD:
-            done, future = hashing.popleft()
-            digests[done] = future.result()
-        yield data
-    for done, future in hashing:
-        digests[done] = future.result()
+        for block in blocks_of(contents.tensors[name]):
+            if len(block) < _HASHED_INLINE and spec_of(contents.tensors[name]).nbytes == len(block):
+                hashers[name].update(block)
+            else:
+                beside.feed(hashers[name].update, block)
+            yield block
+    beside.finish()
+    digests.update((name, hasher.hexdigest()) for name, hasher in hashers.items())
 
 
-def _counted(pieces: Iterator[Any], total: int, progress: Progress) -> Iterator[Any]:
+def counted(pieces: Iterator[Any], total: int, progress: Progress) -> Iterator[Any]:
+    """The pieces, with a word about each."""
     done = 0
     for piece in pieces:
         yield piece
         done += len(piece)
         progress(done, total)
-
-
-def bytes_of(tensor: AnyTensor) -> memoryview:
-    """The elements of a live or lazy tensor as bytes."""
-    return tensor_bytes(tensor.load() if isinstance(tensor, LazyTensor) else tensor)
 
 
 def _check_expanded(name: str, tensor: AnyTensor) -> None:
@@ -267,12 +306,14 @@ def _check_expanded(name: str, tensor: AnyTensor) -> None:
         UnsavableError: it is larger than its storage and than Limits.expanded_bytes.
     """
     if isinstance(tensor, LazyTensor):
-        held = tensor.storage.nbytes if tensor.storage is not None else 0
+        parts = tensor.parts.values() if tensor.parts else (tensor,)
+        held = sum(part.storage.nbytes for part in parts if part.storage is not None)
     else:
         held = tensor.untyped_storage().nbytes()
-    if tensor.nbytes > max(Limits().expanded_bytes, held):
+    nbytes = spec_of(tensor).nbytes
+    if nbytes > max(Limits().expanded_bytes, held):
         raise UnsavableError(
-            f"the tensor {name!r} repeats {held:,} bytes to {tensor.nbytes:,}",
+            f"the tensor {name!r} repeats {held:,} bytes to {nbytes:,}",
             path=name,
             hint="save it before it is expanded",
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from .core.checkpoint import Checkpoint
 from .core.digests import digest_bytes, tensor_bytes
 from .core.history import decode_history, whole_lines
 from .core.limits import Limits
@@ -19,7 +18,7 @@ from .core.source import Source, read_all
 from .core.tensors import LazyTensor, dtype_name
 from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
 from .formats._dispatch import recognise
-from .formats.safetensors import Safetensors, read_header
+from .formats.safetensors import Safetensors, read_header, stored_tensors
 from .opening import PathLike, as_source
 from .running.archive import MARKER, MARKER_BYTES, Archive, pack_key
 from .running.run import BEST, HISTORY, local_store
@@ -92,7 +91,7 @@ def _file(tally: _Tally, source: Source) -> None:
         if not tally.checked:
             tally.unchecked.append("its writer left out the checksums of its records")
     elif ckpt.facts is not None and ckpt.facts.header:
-        _digests(tally, ckpt)
+        _digests(tally, ckpt.facts.digests, stored_tensors(source, Limits()))
     else:
         tally.unchecked.append(
             f"a {ckpt.format} file without digests carries nothing to check it against; `torchkeep convert` adds them"
@@ -102,18 +101,16 @@ def _file(tally: _Tally, source: Source) -> None:
             tally.damaged.append(Damage(finding.place or tally.path, finding.message))
 
 
-def _digests(tally: _Tally, ckpt: Checkpoint) -> None:
+def _digests(tally: _Tally, digests: Mapping[str, str], stored: Mapping[str, LazyTensor]) -> None:
     """The header was checked against its own digest when the file was opened; here come the tensors."""
     tally.add("header", 0)
-    digests = ckpt.facts.digests
     for name, digest in digests.items():
-        if name not in ckpt:
+        if name not in stored:
             tally.add(name, 0, "it is listed and not there")
             continue
-        tally.add(name, ckpt[name].nbytes, "" if _digest(ckpt[name]) == digest else "its bytes changed")
-    stored = set(ckpt) - set(ckpt.facts.tied) - set(ckpt.facts.empty)
-    for name in sorted(stored - set(digests)):
-        tally.add(name, ckpt[name].nbytes, "it has no digest")
+        tally.add(name, stored[name].nbytes, "" if _digest(stored[name]) == digest else "its bytes changed")
+    for name in sorted(stored.keys() - digests.keys()):
+        tally.add(name, stored[name].nbytes, "it has no digest")
 
 
 def _digest(tensor: LazyTensor) -> str:

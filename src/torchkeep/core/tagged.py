@@ -30,6 +30,9 @@ Json = Any
 TensorName = Callable[[tuple[str, ...], Any], str]
 
 
+_ARRAY = 1 << 20  # bytes of an array that is kept as text; larger ones are saved as tensors
+
+
 def encode(value: Any, tensor_name: TensorName | None = None) -> Json:
     """A value as tagged JSON.
 
@@ -90,6 +93,10 @@ class _Encoder:
             return {"$": "Size", "v": list(value)}
         if isinstance(value, np.generic) and not value.dtype.hasobject and value.dtype.names is None:
             return {"$": "numpy", "dtype": value.dtype.str, "v": base64.b64encode(value.tobytes()).decode()}
+        if kind is np.ndarray and not value.dtype.hasobject and value.dtype.names is None and value.nbytes <= _ARRAY:
+            order = np.ascontiguousarray(value)
+            data = base64.b64encode(order.tobytes()).decode()
+            return {"$": "array", "dtype": value.dtype.str, "shape": list(value.shape), "v": data}
         if kind is Global:
             return {"$": "global", "v": [value.module, value.name]}
         return NotImplemented
@@ -172,7 +179,7 @@ def _unsavable(value: Any, path: tuple[str, ...], what: str, hint: str) -> Unsav
 
 def _hint_for(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return "pass torch.from_numpy(array)"
+        return f"pass torch.from_numpy(array): arrays beyond {_ARRAY:,} bytes are no plain values"
     if hasattr(value, "state_dict"):
         return "pass its state_dict()"
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -255,6 +262,14 @@ def _decode_record(value: Mapping[str, Json], tensor: Callable[[str], Any] | Non
     )
 
 
+def _array(value: Mapping[str, Json]) -> Any:
+    dtype = np.dtype(value["dtype"])
+    if dtype.hasobject:
+        raise ValueError("an array of objects")
+    data = bytearray(base64.b64decode(value["v"]))
+    return np.frombuffer(data, dtype=dtype).reshape(value["shape"]) if data else np.zeros(value["shape"], dtype)
+
+
 def _number(value: Mapping[str, Json]) -> Any:
     dtype = np.dtype(value["dtype"])
     if dtype.hasobject:
@@ -265,6 +280,7 @@ def _number(value: Mapping[str, Json]) -> Any:
 
 
 _SCALARS: dict[str, Callable[[Mapping[str, Json]], Any]] = {
+    "array": _array,
     "int": lambda value: int(value["v"], 16),
     "float": lambda value: float(value["v"]),
     "complex": lambda value: complex(*(_decode(part, None) for part in value["v"])),

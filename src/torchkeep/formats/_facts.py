@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,14 +11,22 @@ from blake3 import blake3
 
 from ..core import tagged
 from ..core.checkpoint import Checkpoint, Provenance, SavedModule, describe_tree
-from ..core.facts import KEY, NO_DIGEST, FileFacts
+from ..core.composite import QUANTIZED, Composite, Composition, Compressed, Coo, Nested, Quantized
+from ..core.facts import KEY, NO_DIGEST, FileFacts, Parts
 from ..core.limits import Limits
 from ..core.source import Source
-from ..core.tensors import LazyTensor, TensorSpec, contiguous_stride, torch_dtype
+from ..core.tensors import LazyTensor, TensorSpec, check_geometry, contiguous_stride, dtype_name, torch_dtype
 from ..core.tree import ABSENT, leaves
 from ..errors import CorruptCheckpointError, UnsupportedFeatureError
 
 _PLACE = f"metadata {KEY!r}"
+_QUANTIZED = {dtype_name(dtype): dtype for dtype in QUANTIZED}
+_COMPRESSED = ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
+_PARTS = {
+    "sparse_coo": ("indices", "values"),
+    "sparse_compressed": ("compressed_indices", "plain_indices", "values"),
+    "nested": ("buffer", "sizes", "strides", "offsets"),
+}
 
 
 def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> FileFacts | None:
@@ -54,14 +63,14 @@ def with_facts(ckpt: Checkpoint, facts: FileFacts, source: Source, limits: Limit
     for name, (dtype, shape) in facts.empty.items():
         spec = TensorSpec(torch_dtype(dtype, file=source.name), tuple(shape))
         stored[name] = LazyTensor(source, None, spec, contiguous_stride(spec.shape), device="meta")
-    for name, canonical in facts.tied.items():
-        if canonical not in stored or name in stored:
-            raise CorruptCheckpointError(
-                f"ties {name!r} to {canonical!r}, which is not there", file=source.name, place=_PLACE
-            )
-        stored[name] = stored[canonical]
+    _tie(stored, {name: first for name, first in facts.tied.items() if first not in facts.composites}, source.name)
+    put_together = {name: _whole(name, parts, stored, source) for name, parts in facts.composites.items()}
+    owners = {part: name for name, parts in facts.composites.items() for part in parts.parts.values()}
+    stored = {name: tensor for name, tensor in stored.items() if name not in owners} | put_together
+    _tie(stored, {name: first for name, first in facts.tied.items() if first in facts.composites}, source.name)
     parameters, buffers, grads = set(facts.parameters), set(facts.buffers), set(facts.requires_grad)
-    order = {name: position for position, name in enumerate((*facts.digests, *facts.empty, *facts.tied))}
+    listed = dict.fromkeys(owners.get(name, name) for name in (*facts.digests, *facts.empty, *facts.tied))
+    order = {name: position for position, name in enumerate(listed)}
     tensors = {
         name: stored[name].replace(
             kind="parameter" if name in parameters else "buffer" if name in buffers else "tensor",
@@ -70,7 +79,7 @@ def with_facts(ckpt: Checkpoint, facts: FileFacts, source: Source, limits: Limit
         )
         for name in sorted(stored, key=lambda name: order.get(name, len(order)))
     }
-    tree = _tree(facts, tensors, source.name)
+    tree = _tree(facts, tensors, source.name) if facts.kind == "object" else ABSENT
     nothing: tuple[str, str, tuple[str, ...]] = ("module" if facts.kind == "module" else "weights", "", ())
     kind, model_key, candidates = nothing if tree is ABSENT else describe_tree(tree, leaves(tree, limits))
     return Checkpoint(
@@ -101,8 +110,96 @@ def _logical(name: str, tensor: LazyTensor, facts: FileFacts, file: str) -> Lazy
     return tensor.replace(spec=spec, stride=contiguous_stride(spec.shape))
 
 
+def _tie(stored: dict[str, LazyTensor], tied: Mapping[str, str], file: str) -> None:
+    for name, canonical in tied.items():
+        if canonical not in stored or name in stored:
+            raise CorruptCheckpointError(f"ties {name!r} to {canonical!r}, which is not there", file=file, place=_PLACE)
+        stored[name] = stored[canonical]
+
+
+def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint:
+    """The checkpoint of all shards together, with the tree and the modules that the first shard keeps for them.
+
+    Args:
+        first: the shard that says what the whole is; another one, or one that others wrote, changes nothing.
+        ckpt: the tensors of all shards under their names.
+        limits: bounds the walk over the tree.
+    """
+    facts = first.facts
+    if not isinstance(facts, FileFacts) or not facts.whole:
+        return ckpt
+    tree = _tree(facts, ckpt.tensors, first.file) if facts.whole == "object" else ABSENT
+    kind, model_key, candidates = "module" if facts.whole == "module" else "weights", "", ckpt.candidates
+    if tree is not ABSENT:
+        kind, model_key, candidates = describe_tree(tree, leaves(tree, limits))
+    return replace(
+        ckpt,
+        tree=tree,
+        kind=kind,
+        model_key=model_key,
+        candidates=candidates,
+        modules=_modules(facts),
+        metadata=first.metadata,
+        provenance=first.provenance,
+    )
+
+
+def _whole(name: str, parts: Parts, stored: Mapping[str, LazyTensor], source: Source) -> LazyTensor:
+    """A tensor out of its parts, which are checked as far as that needs none of their values."""
+
+    def fail(what: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(what, file=source.name, place=f"tensor {name!r}")
+
+    missing = [part for part in parts.parts.values() if part not in stored]
+    if missing:
+        raise fail(f"is made of {missing[0]!r}, which is not there")
+    held = {key: stored[part] for key, part in parts.parts.items()}
+    dtype = _QUANTIZED.get(parts.dtype) or torch_dtype(parts.dtype, file=source.name, place=f"tensor {name!r}")
+    spec = TensorSpec(dtype, tuple(parts.shape))
+    check_geometry(spec, (0,) * len(spec.shape), 0, spec.dtype.itemsize, file=source.name, place=f"tensor {name!r}")
+    composition = _composition(parts, fail)
+    if held.keys() != _names_of(composition):
+        raise fail(f"is {parts.layout} and made of {', '.join(held) or 'nothing'}")
+    if isinstance(composition, Quantized) != (parts.dtype in _QUANTIZED):
+        raise fail(f"is {parts.layout} of dtype {parts.dtype}")
+    if isinstance(composition, Quantized):
+        ints, packed = QUANTIZED[dtype]
+        shape = spec.shape if packed == 1 else (-(-spec.numel // packed),)
+        if held["ints"].spec != TensorSpec(ints, shape):
+            raise fail(f"is {spec} and stored as {held['ints'].spec}")
+    return Composite(composition, held, source, spec)
+
+
+def _composition(parts: Parts, fail: Callable[[str], CorruptCheckpointError]) -> Composition:
+    options = tagged.decode(parts.options)
+    try:
+        if parts.layout == "sparse_coo":
+            coalesced = options.pop("coalesced")
+            made: Composition = Coo(coalesced if isinstance(coalesced, bool) else None, **options)
+        elif parts.layout == "quantized":
+            scheme, scale, zero, axis = (options.pop(key) for key in ("scheme", "scale", "zero_point", "axis"))
+            if (type(scheme), type(scale), type(zero), type(axis)) != (str, float, int, int):
+                raise fail(f"is quantized by {scheme!r}, {scale!r}, {zero!r}, {axis!r}")
+            made = Quantized(scheme, scale, zero, axis, **options)
+        elif parts.layout == "nested":
+            made = Nested(**options)
+        elif parts.layout in _COMPRESSED:
+            made = Compressed(parts.layout, **options)
+        else:
+            raise fail(f"has layout {parts.layout[:60]!r}, which torchkeep does not know")
+    except (KeyError, TypeError) as error:
+        raise fail(f"is {parts.layout} with other options than it has") from error
+    return made
+
+
+def _names_of(composition: Composition) -> set[str]:
+    if isinstance(composition, Quantized):
+        return {"ints"} if composition.scheme == "per_tensor_affine" else {"ints", "scales", "zero_points"}
+    return set(_PARTS["sparse_compressed" if composition.layout in _COMPRESSED else composition.layout])
+
+
 def _tree(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Any:
-    if facts.kind != "object" or facts.tree is msgspec.UNSET:
+    if facts.tree is msgspec.UNSET:
         return ABSENT
     try:
         return tagged.decode(facts.tree, lambda name: tensors[name])

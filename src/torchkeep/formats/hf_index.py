@@ -9,8 +9,10 @@ from typing import Any
 from ..core.checkpoint import Checkpoint, Finding, Provenance
 from ..core.limits import Limits
 from ..core.source import Probe, Source
+from ..core.tensors import LazyTensor
 from ..errors import CorruptCheckpointError, OpenError, UnknownFormatError, UnsafeCheckpointError
 from ._dispatch import open_inner, recognise
+from ._facts import of_shards
 
 _INDEX = ".index.json"
 _WHOLE = (
@@ -43,8 +45,13 @@ class HfIndex:
         """
         places = read_index(source, limits)
         shards = {file: self._shard(source, file, limits) for file in dict.fromkeys(places.values())}
-        tensors = {}
+        tensors: dict[str, LazyTensor] = {}
+        first = next(iter(shards.values()))
+        for shard in shards.values():  # torchkeep's own tell all their names: ties, and tensors stored as parts
+            tensors |= dict(shard.tensors) if shard.facts is not None else {}
         for name, file in places.items():
+            if shards[file].facts is not None:
+                continue
             tensor = shards[file].tensors.get(name)
             if tensor is None:
                 raise CorruptCheckpointError(
@@ -54,7 +61,8 @@ class HfIndex:
                 )
             tensors[name] = tensor
         findings = [finding for shard in shards.values() for finding in shard.findings]
-        extra = [name for file, shard in shards.items() for name in shard.tensors if places.get(name) != file]
+        others = {file: shard for file, shard in shards.items() if shard.facts is None}
+        extra = [name for file, shard in others.items() for name in shard.tensors if places.get(name) != file]
         if extra:
             message = f"{len(extra):,} tensors in the shards are not in the index, such as {extra[0][:100]!r}"
             findings.append(Finding("extra-record", "info", message))
@@ -62,15 +70,15 @@ class HfIndex:
         reason = f"an index of {len(shards)} shards ({', '.join(kinds)}) names no producer"
         producers = {shard.provenance.producer for shard in shards.values()} - {""}
         producer = producers.pop() if len(producers) == 1 else ""
-        return Checkpoint(
+        whole = Checkpoint(
             source.name,
             self.name,
             tensors,
-            metadata=next((shard.metadata for shard in shards.values()), {}),
+            metadata=first.metadata,
             findings=tuple(dict.fromkeys(findings)),
             provenance=Provenance(producer, (reason,)),
-            modules=next((shard.modules for shard in shards.values() if shard.modules), ()),
         )
+        return of_shards(first, whole, limits)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the shards whose format has checksums: (shard and record, whether it holds, bytes)."""

@@ -78,6 +78,12 @@ class Safetensors:
         return ckpt if facts is None else with_facts(ckpt, facts, source, limits)
 
 
+def stored_tensors(source: Source, limits: Limits) -> dict[str, LazyTensor]:
+    """The tensors as they lie in the file, parts of others among them, in the order of the file."""
+    header = read_header(source, limits)
+    return {name: _lazy(source, entry, header.data_start) for name, entry in header.entries.items()}
+
+
 def read_header(source: Source, limits: Limits, *, whole: bool = True) -> Header:
     """Read a header and hold it against the specification and the file, or if not `whole` against the first alone.
 

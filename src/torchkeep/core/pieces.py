@@ -1,0 +1,221 @@
+"""Tensors as blocks of bytes, none larger than a few megabytes, so that writing one of any size takes little memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from functools import reduce
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from .composite import Chunked, Composite
+from .digests import tensor_bytes
+from .live import AnyTensor
+from .source import Buffer, Source, Swapped, check_range
+from .tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
+
+BLOCK = 8 << 20
+_WINDOW = 16 << 20  # gathered from all over a storage: larger windows pass over it less often
+_ELEMENTS = 1 << 20  # converted at a time
+_AHEAD = 32 << 20
+
+_Step = Callable[[Buffer], Buffer]
+
+
+class Cast:
+    """A source whose elements are those of another one in another floating dtype.
+
+    Attributes:
+        overflowed: finite numbers that became infinite, in what was read so far.
+    """
+
+    def __init__(self, source: Source, start: int, numel: int, old: torch.dtype, new: torch.dtype) -> None:
+        """The elements that begin at byte `start` of a source."""
+        self.name = source.name
+        self.size = numel * new.itemsize
+        self.overflowed = 0
+        self.inner = source
+        self.start = start
+        self.old = old
+        self.new = new
+
+    def read(self, offset: int, nbytes: int) -> Buffer:
+        """The elements of a range, which begins and ends at whole ones."""
+        check_range(self, offset, nbytes)
+        first, count = offset // self.new.itemsize, nbytes // self.new.itemsize
+        return self.converted(self.inner.read(self.start + first * self.old.itemsize, count * self.old.itemsize))
+
+    def sibling(self, name: str) -> Source:
+        """A neighbour of the file."""
+        return self.inner.sibling(name)
+
+    def converted(self, data: Buffer) -> Buffer:
+        """Some elements in the new dtype."""
+        old = _flat(data, self.old)
+        new = torch.empty(old.shape, dtype=self.new, device="cpu")
+        for start in range(0, old.numel(), _ELEMENTS):
+            before, after = old[start : start + _ELEMENTS], new[start : start + _ELEMENTS]
+            after.copy_(before)
+            infinite = int(torch.isinf(after).sum())
+            if infinite:
+                self.overflowed += infinite - int(torch.isinf(before.double()).sum())
+        return tensor_bytes(new)
+
+
+def blocks_of(tensor: AnyTensor) -> Iterator[Buffer]:
+    """The elements in row-major order, block by block, without loading the tensor whole.
+
+    Raises:
+        CorruptCheckpointError: the bytes are missing from the file.
+        UnsavableError: it is made of parts, which have blocks of their own.
+    """
+    if isinstance(tensor, torch.Tensor):
+        yield from _live_blocks(tensor)
+    elif isinstance(tensor, Composite) and isinstance(tensor.composition, Chunked):
+        for starts, sizes in _windows(tensor.spec):
+            yield tensor_bytes(_from_chunks(tensor, tensor.composition, starts, sizes))
+    elif isinstance(tensor, Composite):
+        yield tensor_bytes(tensor.load())
+    elif tensor.numel():
+        raw, steps = _raw(tensor)
+        for block in _raw_blocks(raw):
+            yield reduce(lambda data, step: step(data), steps, block)
+
+
+def storage_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Buffer]:
+    """The first bytes of a tensor's storage as they lie, whether the tensor uses them or not."""
+    for start in range(0, nbytes, BLOCK):
+        yield tensor._read(start, min(BLOCK, nbytes - start))
+
+
+def _live_blocks(tensor: torch.Tensor) -> Iterator[Buffer]:
+    plain = tensor.detach()
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+        yield tensor_bytes(plain)  # refuses it
+    elif plain.is_contiguous() and plain.device.type == "cpu" and not plain.is_conj() and not plain.is_neg():
+        data = tensor_bytes(plain)
+        for start in range(0, len(data), BLOCK):
+            yield data[start : start + BLOCK]
+    else:
+        for starts, sizes in _windows(TensorSpec(plain.dtype, tuple(plain.shape))):
+            yield tensor_bytes(plain[_slices(starts, sizes)])
+
+
+def _raw_blocks(tensor: LazyTensor) -> Iterator[Buffer]:
+    """Elements as the file has them: no source in between that would copy all that a window spans."""
+    if tensor.stride == contiguous_stride(tensor.spec.shape) or tensor.numel() == 1:
+        start = tensor.storage_offset * tensor.dtype.itemsize
+        for at in range(0, tensor.nbytes, BLOCK):
+            yield tensor._read(start + at, min(BLOCK, tensor.nbytes - at))
+    else:
+        for starts, sizes in _windows(tensor.spec):
+            yield tensor_bytes(tensor[_slices(starts, sizes)])
+
+
+def _raw(tensor: LazyTensor) -> tuple[LazyTensor, list[_Step]]:
+    """The tensor as it lies in its file, and what makes its elements of those, one by one."""
+    steps: list[_Step] = []
+    spec = tensor.spec
+    if tensor.conj or tensor.neg:
+        steps.append(lambda block: tensor_bytes(tensor._finish(_flat(block, spec.dtype))))
+    raw = tensor.replace(conj=False, neg=False)
+    while (storage := raw.storage) is not None and isinstance(storage.source, (Cast, Swapped)):
+        source = storage.source
+        if isinstance(source, Cast):
+            assert storage.offset == 0
+            steps.append(source.converted)
+            inner = StorageRef(source.size // source.new.itemsize * source.old.itemsize, source.start, "", source.inner)
+            raw = raw.replace(spec=TensorSpec(source.old, spec.shape), storage=inner)
+        else:
+            steps.append(_swapper(source._itemsize))
+            raw = raw.replace(storage=StorageRef(storage.nbytes, storage.offset, storage.problem, source._source))
+    return raw, steps[::-1]
+
+
+def _swapper(width: int) -> _Step:
+    def swapped(block: Buffer) -> Buffer:
+        return memoryview(np.frombuffer(block, np.uint8).reshape(-1, width)[:, ::-1].tobytes())
+
+    return swapped
+
+
+def _windows(spec: TensorSpec) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes (starts, sizes) that follow each other in row-major order, each of a few megabytes at the most."""
+    shape, most = spec.shape, max(1, _WINDOW // spec.dtype.itemsize)
+    if 0 in shape:
+        return
+    dim, row = len(shape), 1  # everything from `dim` on fits into a window together
+    while dim and row * shape[dim - 1] <= most:
+        dim -= 1
+        row *= shape[dim]
+    if not dim:
+        yield (0,) * len(shape), shape
+        return
+    rest = (0,) * (len(shape) - dim)
+    for lead in product(*map(range, shape[: dim - 1])):
+        for start in range(0, shape[dim - 1], most // row):
+            rows = min(most // row, shape[dim - 1] - start)
+            yield (*lead, start, *rest), (*(1 for _ in lead), rows, *shape[dim:])
+
+
+def _slices(starts: Sequence[int], sizes: Sequence[int]) -> Any:
+    return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True)) or ...
+
+
+def _from_chunks(tensor: Composite, how: Chunked, starts: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+    """A box of a tensor whose chunks lie apart, read from those that it touches."""
+    out = torch.empty(tuple(sizes), dtype=tensor.dtype, device="cpu")
+    for offset, part in zip(how.offsets, tensor.parts.values(), strict=True):
+        lows = [max(a, b) for a, b in zip(starts, offset, strict=True)]
+        highs = [min(a + n, b + m) for a, n, b, m in zip(starts, sizes, offset, part.spec.shape, strict=True)]
+        extent = [high - low for low, high in zip(lows, highs, strict=True)]
+        if all(size > 0 for size in extent):
+            inside = _slices([low - b for low, b in zip(lows, offset, strict=True)], extent)
+            out[_slices([low - a for low, a in zip(lows, starts, strict=True)], extent)].copy_(part[inside])
+    return out
+
+
+def _flat(data: Buffer, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes as elements in a row, without a copy where they may be written to."""
+    if not len(data):
+        return torch.empty(0, dtype=dtype, device="cpu")
+    if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
+        held = (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
+        return torch.frombuffer(held, dtype=torch.uint8).view(dtype)
+    return torch.frombuffer(data, dtype=torch.uint8).view(dtype)
+
+
+class Beside:
+    """Runs checksums on another thread beside the write, with a bound on the bytes that wait for it."""
+
+    def __init__(self, pool: Executor) -> None:
+        """The pool has one thread, so that blocks are taken in their order."""
+        self._pool = pool
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._held = 0
+
+    def feed(self, update: Callable[[Buffer], object], block: Buffer) -> None:
+        """Hand a block over; waits while too much is waiting already."""
+        self._waiting.append((len(block), self._pool.submit(_run, update, block)))
+        self._held += len(block)
+        while self._held > _AHEAD or len(self._waiting) > 1000:
+            self._take()
+
+    def finish(self) -> None:
+        """Wait until all of it is done."""
+        while self._waiting:
+            self._take()
+
+    def _take(self) -> None:
+        size, future = self._waiting.popleft()
+        self._held -= size
+        future.result()
+
+
+def _run(update: Callable[[Buffer], object], block: Buffer) -> None:
+    update(block)
