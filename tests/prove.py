@@ -1,14 +1,19 @@
 """The long proofs, longer than a test run may take: `make prove`. Writes docs/proofs.md.
 
-    python tests/prove.py [--kills 200] [--flips 1000] [--mutants 30000] [--seed N]
+    python tests/prove.py [kills] [flips] [mutants] [fuzz]        all of them, if none is named
+        [--kills 200] [--flips 1000] [--mutants 30000] [--seed N]
+        [--minutes 30] [--others 5] [--targets unpickler,torch_zip] [--tools guided,made] [--keep build/fuzz]
+    python tests/prove.py --collect build/fuzz/results.jsonl      write down what was run before, or elsewhere
 
-Each proof is the long form of a test of the suite and stops with an error at the first failure.
+Each proof is the long form of a test of the suite. The first three stop with an error at the first failure; fuzzing goes
+on, keeps what broke a reader, and ends with an error. Rows of the page that were not proved again stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import sys
 import tarfile
@@ -16,11 +21,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import torchkeep as tk
+from fuzz import campaign
+from fuzz.targets import names
 from models import OPTIMIZERS, TinyNet, train_epoch
 from test_running import kill_at_random
 from test_verifying import flips
@@ -92,30 +100,142 @@ def mutate(data: bytes, generator: random.Random) -> bytes:
     return bytes(out)
 
 
-def main() -> None:
-    """Run all proofs and write the page."""
+HEAVY = ("unpickler", "torch_zip", "torch_legacy")  # what every other reader is built on, or what most files are
+
+
+def fuzz(options: argparse.Namespace) -> list[campaign.Result]:
+    """Fuzz every target by every tool, one after another; each result is written to a file when it is there.
+
+    Raises:
+        SystemExit: a tool is not installed, or a target does not exist.
+    """
+    targets, tools = options.targets or names(), options.tools
+    unknown = sorted(set(targets) - set(names())) + sorted(set(tools) - set(campaign.TOOLS))
+    if unknown:
+        raise SystemExit(f"there is no {', '.join(unknown)}; targets are {', '.join(names())}")
+    if "guided" in tools and not campaign.has_atheris():
+        raise SystemExit("atheris is not installed (its wheels are for Linux on x86-64); --tools made goes without it")
+    results = []
+    for target in targets:
+        minutes = options.minutes if target in HEAVY else options.others
+        for tool in tools:
+            result = campaign.run(tool, target, 60 * minutes, options.keep, options.seed)
+            with (options.keep / "results.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(result)) + "\n")
+            print(fuzz_row(result), flush=True)
+            results.append(result)
+    return results
+
+
+def collected(path: Path) -> list[campaign.Result]:
+    """Results that were written to a file before; the last of each target and tool."""
+    found = {}
+    for line in path.read_text().splitlines():
+        result = campaign.Result(**json.loads(line))
+        found[result.target, result.tool] = result
+    return list(found.values())
+
+
+def fuzz_row(result: campaign.Result) -> str:
+    """A campaign as a row of the page."""
+    speed = result.inputs / max(result.seconds, 1)
+    cells = [result.target, result.tool, f"{result.seconds / 60:.1f}", f"{result.inputs:,}", f"{speed:,.0f}"]
+    counted = result.tool == "guided"
+    cells += [f"{n:,}" if counted else "" for n in (result.coverage, result.features, result.kept)]
+    return f"| {' | '.join([*cells, str(len(result.broken)), result.day])} |"
+
+
+FUZZ_HEAD = "| target | tool | minutes | inputs | a second | edges | features | corpus | broke it | day |"
+PROOF_HEAD = "| what was done | outcome | seconds |"
+FUZZ_TEXT = """Every reader gets inputs that no writer wrote; whatever opens is walked, printed, loaded and verified. Only errors of
+torchkeep may come out, within 5 s and 500 MB. Tools: `guided` is atheris (libFuzzer), which keeps the inputs that reach
+new code; `made` is Hypothesis, with pickles, archives and streams that are nearly right. Edges and features are
+libFuzzer's counts of the code that was reached. What once broke a reader is kept in `tests/fuzz/crashes`; the suite replays it."""
+
+
+def write_page(path: Path, proofs: list[str], fuzzed: list[str]) -> None:
+    """Write rows into the page, in the place of earlier ones about the same."""
+    old = path.read_text().splitlines() if path.exists() else []
+    split = old.index("## Fuzzing") if "## Fuzzing" in old else len(old)
+    order = names()
+    tables = [merged(old[:split], proofs, 1), merged(old[split:], fuzzed, 2)]
+    tables[1].sort(key=lambda row: order.index(cells(row)[0]) if cells(row)[0] in order else len(order))
+    lines = ["# The long proofs", "", "Written by `make prove`; the suite runs short forms of all of them.", ""]
+    lines += [PROOF_HEAD, "| --- | --- | --- |", *tables[0], ""]
+    if tables[1]:
+        lines += [
+            "## Fuzzing",
+            "",
+            FUZZ_TEXT,
+            "",
+            FUZZ_HEAD,
+            "| --- | --- | " + "---: | " * 7 + "--- |",
+            *tables[1],
+            "",
+        ]
+    lines += [f"torch {torch.__version__}, Python {sys.version.split()[0]}."]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def merged(old: list[str], new: list[str], key: int) -> list[str]:
+    """The rows of a table with some replaced or added; the first cells say what a row is about."""
+    rows = [line for line in old if line.startswith("| ") and not line.startswith(("| ---", PROOF_HEAD, FUZZ_HEAD))]
+    return list({tuple(cells(row)[:key]): row for row in [*rows, *new]}.values())
+
+
+def cells(row: str) -> list[str]:
+    """What stands in a row of a table."""
+    return [cell.strip() for cell in row.strip("| ").split(" | ")]
+
+
+def arguments() -> argparse.Namespace:
+    """What the caller wants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="kills, flips, mutants, fuzz")
     for name, number in (("kills", 200), ("flips", 1000), ("mutants", 30_000)):
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30, help=f"for each tool on {', '.join(HEAVY)}")
+    parser.add_argument("--others", type=float, default=5, help="minutes for each tool on every other target")
+    parser.add_argument("--targets", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--tools", type=lambda text: text.split(","), default=list(campaign.TOOLS))
+    parser.add_argument(
+        "--keep", type=Path, default=ROOT / "build" / "fuzz", help="for results, and what broke a reader"
+    )
+    parser.add_argument("--collect", type=Path)
     parser.add_argument("--write", type=Path, default=ROOT / "docs" / "proofs.md")
     options = parser.parse_args()
+    if unknown := set(options.sections) - {"kills", "flips", "mutants", "fuzz"}:
+        parser.error(f"there is no proof {', '.join(sorted(unknown))}")
+    return options
+
+
+def main() -> None:
+    """Run the proofs and write the page."""
+    options = arguments()
     torch.set_num_threads(1)
-    proofs: list[tuple[Callable[[Path, int, int], str], int]] = [
-        (kills, options.kills),
-        (bit_flips, options.flips),
-        (mutants, options.mutants),
-    ]
-    rows = ["# The long proofs", "", "Written by `make prove`; the suite runs short forms of all of them.", ""]
-    rows += ["| what was done | outcome | seconds |", "| --- | --- | --- |"]
-    for proof, count in proofs:
+    if options.collect:
+        write_page(options.write, [], [fuzz_row(result) for result in collected(options.collect)])
+        return
+    sections = options.sections or ["kills", "flips", "mutants", "fuzz"]
+    proofs: dict[str, tuple[Callable[[Path, int, int], str], int]] = {
+        "kills": (kills, options.kills),
+        "flips": (bit_flips, options.flips),
+        "mutants": (mutants, options.mutants),
+    }
+    for proof, count in (found for name, found in proofs.items() if name in sections):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             outcome = proof(Path(folder), count, options.seed)
-        rows.append(f"| {(proof.__doc__ or '').strip()} | {outcome} | {time.perf_counter() - started:.0f} |")
-        print(rows[-1], flush=True)
-    rows += ["", f"torch {torch.__version__}, Python {sys.version.split()[0]}, seed {options.seed}."]
-    options.write.write_text("\n".join(rows) + "\n")
+        row = f"| {(proof.__doc__ or '').strip()} | {outcome} | {time.perf_counter() - started:.0f} |"
+        print(row, flush=True)
+        write_page(options.write, [row], [])
+    if "fuzz" in sections:
+        results = fuzz(options)
+        write_page(options.write, [], [fuzz_row(result) for result in results])
+        broken = [name for result in results for name in result.broken]
+        if broken:
+            raise SystemExit(f"readers broke; the inputs are in {options.keep}: {', '.join(broken)}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save as save_safetensors
 from torch import nn
 from torch.package import PackageExporter
 
+from fuzz.kept import kept
 from fuzz.targets import as_input
 
 HERE = Path(__file__).parent
@@ -193,7 +195,7 @@ def folders() -> dict[str, dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as name:
         state = {"model": {"w": torch.arange(4.0)}, "step": 3, "list": [1, torch.ones(1)]}
         torch.distributed.checkpoint.save(state, checkpoint_id=name)
-        dcp = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        dcp = {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
     shards = {"one.safetensors": save_safetensors({"a": torch.ones(2)}), "two.bin": saved({"b": torch.zeros(1)})}
     places = {"a": "one.safetensors", "b": "two.bin"}
     index = json.dumps({"metadata": {"total_size": 12}, "weight_map": places}).encode()
@@ -217,7 +219,10 @@ def own() -> dict[str, bytes]:
 
 def main() -> None:
     """Write those that are not there yet, so that seeds stay as they were committed."""
-    for target, inputs in seeds().items():
+    made = seeds()
+    for target, inputs in kept().items():
+        made[target] = made.get(target, {}) | inputs
+    for target, inputs in made.items():
         folder = HERE / "seeds" / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in inputs.items():

@@ -170,20 +170,23 @@ def _hit(atom: _Atom, name: str, blocks: Sequence[str]) -> bool:
 
 def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Group names that differ only in their numbers: `layer.{0..11}.weight` with the twelve names it stands for."""
-    groups: dict[str, list[str]] = defaultdict(list)
+    groups: dict[tuple[str | None, ...], list[str]] = defaultdict(list)
     for name in names:
-        groups[re.sub(r"(?<![^.])\d+(?![^.])", "\0", name)].append(name)
+        groups[tuple(None if _NUMBER.fullmatch(piece) else piece for piece in name.split("."))].append(name)
     return [(_folded(pattern, members), members) for pattern, members in groups.items()]
 
 
-def _folded(pattern: str, members: list[str]) -> str:
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def _folded(pattern: tuple[str | None, ...], members: list[str]) -> str:
+    """One name for all; numbers, which are None in the pattern, become what they span."""
     if len(members) == 1:
         return members[0]
-    pieces = pattern.split(".")
     columns = zip(*(name.split(".") for name in members), strict=True)
     return ".".join(
-        _span({int(value) for value in column}) if piece == "\0" else piece
-        for piece, column in zip(pieces, columns, strict=True)
+        _span({int(value) for value in column}) if piece is None else piece
+        for piece, column in zip(pattern, columns, strict=True)
     )
 
 

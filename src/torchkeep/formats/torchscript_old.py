@@ -174,7 +174,7 @@ class _Reading:
             raise UnsupportedFeatureError(
                 f"has a tensor of type {str(described.get('dataType'))[:40]}", file=self.archive.source.name
             )
-        sizes, strides = ([_number(n, key) for n in described.get(k, [])[:99]] for k in ("dims", "strides"))
+        sizes, strides = ([_number(n, key) for n in _listed(described, k)] for k in ("dims", "strides"))
         if max(len(sizes), len(strides)) > _DIMENSIONS:
             raise CorruptCheckpointError(f"has a tensor of {len(sizes)} dimensions", file=self.archive.source.name)
         spec = TensorSpec(dtype.torch, tuple(sizes))
@@ -189,6 +189,11 @@ class _Reading:
 def _objects(described: Any, key: str) -> list[dict[str, Any]]:
     listed = described.get(key, []) if isinstance(described, dict) else []
     return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _listed(described: dict[str, Any], key: str) -> list[Any]:
+    values = described.get(key, [])
+    return values[: _DIMENSIONS + 1] if isinstance(values, list) else [None]
 
 
 def _nth(values: list[Any], number: int) -> Any:
