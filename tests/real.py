@@ -92,4 +92,6 @@ def check(requirements: tuple[str, ...], folder: Path) -> str:
             count, asked = agree(path)
             files, tensors, compared = files + 1, tensors + count, compared + asked
             path.unlink()
-    return f"{files} files of {len(requirements)} packages with {tensors} tensors, {compared} of them compared with torch"
+    return (
+        f"{files} files of {len(requirements)} packages with {tensors} tensors, {compared} of them compared with torch"
+    )

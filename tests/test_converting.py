@@ -20,7 +20,11 @@ from torchkeep.core.tree import leaves
 from torchkeep.errors import SaveError, TorchkeepError
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Sparse", "ignore:torch.quantize", "ignore:The PyTorch API of nested", "ignore:ComplexHalf", "ignore:TypedStorage"
+    "ignore:Sparse",
+    "ignore:torch.quantize",
+    "ignore:The PyTorch API of nested",
+    "ignore:ComplexHalf",
+    "ignore:TypedStorage",
 )
 
 
