@@ -48,7 +48,6 @@ class Slice:
             )
         self.name = f"{source.name}: {name}" if name else source.name
         self.size = nbytes
-        self.mapped = getattr(source, "mapped", False)
         self._source = source
         self._offset = offset
 

@@ -77,7 +77,26 @@ class Record:
         return isinstance(self.state, dict) and all(isinstance(self.state.get(key), dict) for key in _MODULE_DICTS)
 
     def __repr__(self) -> str:
-        return f"<record {self.class_name}>"
+        """The class, and the first few of its arguments and attributes, one level deep and cut short."""
+        shown = [_brief(value) for value in self.args[:4]]
+        state = self.state if isinstance(self.state, dict) else {}
+        shown += [f"{key_text(key, 0)[:40]}={_brief(value)}" for key, value in list(state.items())[:4]]
+        more = len(self.args) + len(state) > len(shown)
+        inside = ", ".join([*shown, *(["..."] if more else [])])
+        return f"<record {self.class_name}{f': {inside}' if inside else ''}>"
+
+
+def _brief(value: Any) -> str:
+    """A value in a few characters, without what is inside of it."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:30])
+    if isinstance(value, int) and value.bit_length() > 100:
+        return "<int>"
+    if value is None or isinstance(value, (bool, int, float, complex, torch.dtype, torch.device, LazyTensor)):
+        return repr(value)[:60]
+    if isinstance(value, (Global, Record)):
+        return f"<{(value.qualified if isinstance(value, Global) else value.class_name)[:60]}>"
+    return f"<{type(value).__name__}>"
 
 
 _MODULE_DICTS = ("_parameters", "_buffers", "_modules")

@@ -20,14 +20,12 @@ def plain_name(name: str, file: str) -> str:
 
 
 class MappedSource:
-    """A local file as a Source. `mapped` says that reading copies nothing.
+    """A local file as a Source.
 
     The mapping is private: tensors made from it may be written to, and the file never changes. It lives as long as
     a tensor made from it. A file that another program shortens meanwhile is noticed at the next `read`; touching
     a tensor that was read before ends the process with SIGBUS, which no library can prevent.
     """
-
-    mapped = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Map a file.

@@ -22,8 +22,6 @@ class Inflated:
     It lies in a temporary file without a name and is mapped from there, so it takes disk and no memory of its own.
     """
 
-    mapped = True
-
     def __init__(
         self, source: Source, fresh: Callable[[], Any], limits: Limits, *, name: str = "", nbytes: int | None = None
     ) -> None:
