@@ -10,7 +10,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.limits import Limits
 from ..core.registry import make_part
 from ..core.source import Source, probe_of
-from ..errors import OpenError
+from ..errors import OpenError, UnsafeCheckpointError
 from . import FORMATS, Format, foreign
 from ._zip import is_zip, read_archive
 
@@ -33,5 +33,12 @@ def recognise(source: Source, limits: Limits, formats: Iterable[str | Format] | 
 
 
 def open_inner(source: Source, limits: Limits) -> Checkpoint:
-    """The checkpoint in a source that was found inside another."""
+    """The checkpoint in a source that was found inside another.
+
+    Raises:
+        UnsafeCheckpointError: it lies deeper than Limits.nesting.
+    """
+    if limits.nesting < 1:
+        raise UnsafeCheckpointError("has files inside of files deeper than Limits.nesting allows", file=source.name)
+    limits = replace(limits, nesting=limits.nesting - 1)
     return recognise(source, limits).open(source, limits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..core.tensors import (
     check_geometry,
 )
 from ..core.tree import Global, Record, as_tensor
-from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError, UnsupportedFeatureError
+from ..errors import CorruptCheckpointError, OpenError, UnsupportedFeatureError
 from ._composites import QUANTIZED_STORAGES, Composites, Shell, geometry, held_tensor, text_of, unwrapped
 from ._names import dangers_in, findings_of
 from ._pickle import Dialect, Use
@@ -341,10 +340,8 @@ class TensorReader:
             message = "calls torch.storage._load_from_bytes, which can run code, on bytes that the file computes"
             self.findings.append(Finding("dangerous-global", "danger", message))
             return NotImplemented
-        if self._limits.nesting < 1:
-            raise UnsafeCheckpointError("has saves inside of saves deeper than Limits.nesting")
         inside = Held(bytes(data), f"{self._source.name}: a save inside")
-        found = open_inner(inside, replace(self._limits, nesting=self._limits.nesting - 1))
+        found = open_inner(inside, self._limits)
         self.findings.extend(found.findings)
         return found.tree
 

@@ -13,7 +13,7 @@ from ..core.checkpoint import Checkpoint, Finding
 from ..core.limits import Limits
 from ..core.source import Probe, Source, probe_of
 from ..core.table import human_bytes
-from ..errors import CorruptCheckpointError, UnsafeCheckpointError
+from ..errors import CorruptCheckpointError
 from ._inflate import Inflated
 
 _KINDS: tuple[tuple[bytes, str, Callable[[], Any]], ...] = (
@@ -41,10 +41,8 @@ class Compressed:
         """
         from ._dispatch import open_inner
 
-        if limits.nesting < 1:
-            raise UnsafeCheckpointError("is compressed more often than Limits.nesting allows", file=source.name)
         inside, kind = self._inflated(source, limits)
-        found = open_inner(inside, replace(limits, nesting=limits.nesting - 1))
+        found = open_inner(inside, limits)
         notes = [Finding("compressed", "info", _MESSAGE.format(kind=kind, size=human_bytes(inside.size)))]
         if inside.trailing:
             message = f"{inside.trailing:,} bytes follow the compressed data"

@@ -6,7 +6,7 @@ The metadata is read as data. A chunk is opened when a tensor that it belongs to
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -231,7 +231,7 @@ class _Reading:
         piece = pieces.get((name, ()))
         if piece is None:
             raise CorruptCheckpointError("does not say where this value is")
-        inside = open_inner(self.slice(piece), replace(self.limits, nesting=self.limits.nesting - 1))
+        inside = open_inner(self.slice(piece), self.limits)
         self.findings += [finding for finding in inside.findings if finding.severity != "info"]
         return inside.tree
 

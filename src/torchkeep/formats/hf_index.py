@@ -44,7 +44,8 @@ class HfIndex:
             CheckpointNotFoundError: a shard is missing.
         """
         places = read_index(source, limits)
-        shards = {file: self._shard(source, file, limits) for file in dict.fromkeys(places.values())}
+        files = dict.fromkeys(places.values())
+        shards = {file: open_inner(self._shard(source, file, limits), limits) for file in files}
         tensors: dict[str, LazyTensor] = {}
         first = next(iter(shards.values()))
         for shard in shards.values():  # torchkeep's own tell all their names: ties, and tensors stored as parts
@@ -83,16 +84,16 @@ class HfIndex:
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the shards whose format has checksums: (shard and record, whether it holds, bytes)."""
         for file in dict.fromkeys(read_index(source, limits).values()):
-            shard = source.sibling(file)
+            shard = self._shard(source, file, limits)
             check = getattr(recognise(shard, limits), "verify", None)
             for name, ok, nbytes in check(shard, limits) if check is not None else ():
                 yield f"{file}: {name}", ok, nbytes
 
-    def _shard(self, source: Source, file: str, limits: Limits) -> Checkpoint:
+    def _shard(self, source: Source, file: str, limits: Limits) -> Source:
         shard = source.sibling(file)
         if isinstance(recognise(shard, limits), HfIndex):
             raise CorruptCheckpointError(f"names {file[:100]!r} as a shard, which is an index itself", file=source.name)
-        return open_inner(shard, limits)
+        return shard
 
 
 def read_index(source: Source, limits: Limits) -> dict[str, str]:

@@ -85,7 +85,7 @@ class Pt2:
             found = _Table(archive, table, limits).tensors()
         else:
             state = find_record(archive, _STATE, "program of torch.export")[0]
-            inside = open_inner(archive.record(state), _deeper(limits))
+            inside = open_inner(archive.record(state), limits)
             findings += [finding for finding in inside.findings if finding.code != "no-checksums"]
             found = dict(inside.tensors)
         kinds = _signature(program)
@@ -110,10 +110,6 @@ class Pt2:
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Read every record and compare its checksum: (name, whether it holds, bytes)."""
         yield from read_archive(source, limits).verify()
-
-
-def _deeper(limits: Limits) -> Limits:
-    return replace(limits, nesting=limits.nesting - 1)
 
 
 def _json(archive: Archive, name: str, limits: Limits) -> dict[str, Any]:
@@ -148,7 +144,7 @@ def _pickles(archive: Archive, limits: Limits) -> list[Finding]:
         if archive.entries[name].nbytes == 0:
             continue
         try:
-            inside = open_inner(archive.record(name), _deeper(limits)).findings
+            inside = open_inner(archive.record(name), limits).findings
         except OpenError as error:
             inside = (*error.findings, Finding("odd-structure", "warning", f"cannot be read: {error.message}", name))
         found += [replace(one, place=f"{name}: {one.place}") for one in inside if one.severity != "info"]
@@ -187,7 +183,7 @@ class _Table:
             )
         record = self.folder + path
         if described.get("use_pickle") is True:
-            tensor = as_tensor(open_inner(self.archive.record(record), _deeper(self.limits)).tree)
+            tensor = as_tensor(open_inner(self.archive.record(record), self.limits).tree)
             if not isinstance(tensor, LazyTensor):
                 raise CorruptCheckpointError(
                     "is a record without a tensor", file=self.archive.source.name, place=record
