@@ -141,7 +141,7 @@ def fuzz_row(result: campaign.Result) -> str:
     speed = result.inputs / max(result.seconds, 1)
     cells = [result.target, result.tool, f"{result.seconds / 60:.1f}", f"{result.inputs:,}", f"{speed:,.0f}"]
     counted = result.tool == "guided"
-    cells += [f"{n:,}" if counted else "" for n in (result.coverage, result.features, result.kept)]
+    cells += [f"{n:,}" if counted and n else "" for n in (result.coverage, result.features, result.kept)]
     return f"| {' | '.join([*cells, str(len(result.broken)), result.day])} |"
 
 

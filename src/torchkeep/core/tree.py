@@ -270,6 +270,25 @@ def leaves(root: Any, limits: Limits | None = None) -> list[Leaf]:
     return [Leaf(path, name, tensor, role) for (path, tensor, role), name in zip(found, names, strict=True)]
 
 
+def records(root: Any, limits: Limits) -> Iterator[Record]:
+    """Every record of a tree, once, before what is in it: whoever gets it may change it.
+
+    Raises:
+        UnsafeCheckpointError: there are more containers than the limits allow.
+    """
+    stack, seen = [root], {id(root)}
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Record):
+            yield node
+        for _, child, _ in children(node):
+            if is_container(child) and id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
+        if len(seen) > limits.nodes:
+            raise UnsafeCheckpointError(f"more than {limits.nodes:,} containers (Limits.nodes)")
+
+
 def modules(root: Any, limits: Limits | None = None) -> list[tuple[str, Record]]:
     """Every pickled module of a tree with its dotted path; the root's path is empty."""
     limits = limits or Limits()

@@ -52,9 +52,17 @@ class Persistent:
     ident: tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Unhashable:
+    """A key whose stand-in could be none."""
+
+    value: Any
+
+
 _ORDERED, _COUNTER = Name("collections", "OrderedDict"), Name("collections", "Counter")
 _SET, _COMPLEX, _BYTEARRAY = Name("builtins", "set"), Name("builtins", "complex"), Name("builtins", "bytearray")
 _ENCODE = Name("_codecs", "encode")
+_KEYS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
 
 def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]], other: Callable[[Any], Any]) -> bytes:
@@ -64,7 +72,8 @@ def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]],
         root: None, bool, int, float, complex, str, bytes, bytearray, dtype, device, Size, list, tuple, set, dict,
             OrderedDict (with its `_metadata`), Counter, lazy tensors, and the names and calls of this module.
         tensor: from a lazy tensor to a key, equal for tensors that are one, and the call that makes it.
-        other: what to write in the place of any other value; it may be asked several times for one.
+        other: what to write in the place of any other value, or of a tuple inside of itself: one of these, or another
+            such value. For one value it answers the same object each time.
 
     Raises:
         UnsavableError: a value is none of these, or larger than a pickle of this kind can say.
@@ -114,9 +123,7 @@ class _Writer:
             return
         made = self._containers.get(type(value))
         if made is None:
-            stand_in = self._other(value)
-            self._keep.append(stand_in)
-            yield from self._once(id(value), value, self.emit(stand_in))
+            yield from self.emit(self._other(value))  # known by itself from now on, so that cycles close
             return
         if type(value) is Call:
             yield from self._call(value)
@@ -129,7 +136,7 @@ class _Writer:
         if value is None or kind is bool:
             self.out += _NONE if value is None else _TRUE if value else _FALSE
         elif kind is int:
-            self._int(value)
+            return self._int(value)
         elif kind is float:
             self.out += b"G" + struct.pack(">d", value)
         elif kind is str:
@@ -150,7 +157,7 @@ class _Writer:
             return False
         return True
 
-    def _int(self, value: int) -> None:
+    def _int(self, value: int) -> bool:
         if 0 <= value < 256:
             self.out += b"K" + bytes([value])
         elif 0 <= value < 65536:
@@ -158,10 +165,11 @@ class _Writer:
         elif -(1 << 31) <= value < 1 << 31:
             self.out += b"J" + struct.pack("<i", value)
         else:
-            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            if len(data) > _LONG_BYTES:
-                raise UnsavableError(f"an integer of {len(data):,} bytes cannot be written for torch.load")
-            self.out += b"\x8a" + bytes([len(data)]) + data
+            nbytes = value.bit_length() // 8 + 1
+            if nbytes > _LONG_BYTES:
+                return False
+            self.out += b"\x8a" + bytes([nbytes]) + value.to_bytes(nbytes, "little", signed=True)
+        return True
 
     def _text(self, value: str) -> None:
         if self._known(value):
@@ -208,7 +216,8 @@ class _Writer:
     def _once(self, key: object, value: Any, emission: _Emission) -> _Emission:
         if not self._known(key):
             if key in self._open:
-                raise UnsavableError("a tuple that contains itself cannot be written for torch.load")
+                yield from self.emit(self._other(value))
+                return
             self._keep.append(value)
             self._open.add(key)
             yield from emission
@@ -282,13 +291,24 @@ class _Writer:
         while batch := list(islice(source, _BATCH)):
             self.out += _MARK
             for key, child in batch:
-                yield key
+                yield self._key(key)
                 yield child
             self.out += _SETITEMS
 
     def _set(self, value: set[Any]) -> _Emission:
         self._name(_SET)
         self.out += _EMPTY_LIST
-        yield from self._appended(value)
+        yield from self._appended(map(self._key, value))
         self._close_tuple(1)
         self.out += _REDUCE
+
+    def _key(self, value: Any) -> Any:
+        """A key of a dict, or a member of a set, that can be one again where it is read."""
+        stack = [value]
+        while stack:
+            node = stack.pop()
+            if type(node) is tuple:
+                stack.extend(node)
+            elif type(node) not in _KEYS and not isinstance(node, LazyTensor) and type(self._other(node)) not in _KEYS:
+                return self._other(Unhashable(value))
+        return value

@@ -11,7 +11,7 @@ from ..core import tree as trees
 from ..core.checkpoint import Checkpoint
 from ..core.limits import Limits
 from ..core.source import Probe, Source
-from ..core.tree import Global, Record
+from ..core.tree import Global
 from ..errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
 from ._assemble import Contents, Hint, checkpoint_from
 from ._pause import collector_paused
@@ -86,17 +86,9 @@ def _dialect(reader: TensorReader) -> Dialect:
 
 def _unmangle(root: Any, limits: Limits) -> None:
     """Take the name of the importer off the classes of a package that was packed out of another one."""
-    stack, seen = [root], {id(root)}
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Record) and isinstance(node.cls, Global) and _MANGLED.match(node.cls.module):
-            node.cls = Global(_MANGLED.sub("", node.cls.module), node.cls.name)
-        for _, child, _ in trees.children(node):
-            if trees.is_container(child) and id(child) not in seen:
-                seen.add(id(child))
-                stack.append(child)
-        if len(seen) > limits.nodes:
-            raise UnsafeCheckpointError(f"has more than {limits.nodes:,} containers (Limits.nodes)")
+    for record in trees.records(root, limits):
+        if isinstance(record.cls, Global) and _MANGLED.match(record.cls.module):
+            record.cls = Global(_MANGLED.sub("", record.cls.module), record.cls.name)
 
 
 def _sources(archive: Archive, root: str, names: list[str], limits: Limits) -> dict[str, str]:

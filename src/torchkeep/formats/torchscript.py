@@ -148,21 +148,13 @@ def plain_name(qualified: str) -> str:
 
 def _as_modules(root: Any, code: _Code, limits: Limits) -> None:
     """Give script modules the form of pickled ones: dicts of parameters, buffers and modules."""
-    stack, seen = [root], {id(root)}
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Record) and isinstance(node.cls, Global) and node.cls.module.split(".")[0] == "__torch__":
-            lists = code.lists(node.class_name)
-            module, _, name = plain_name(node.class_name).rpartition(".")
-            node.cls = Global(module or "__torch__", name)
-            if lists is not None and isinstance(node.state, dict):
-                node.state = _module_state(node.state, *lists)
-        for _, child, _ in trees.children(node):
-            if trees.is_container(child) and id(child) not in seen:
-                seen.add(id(child))
-                stack.append(child)
-        if len(seen) > limits.nodes:
-            raise UnsafeCheckpointError(f"has more than {limits.nodes:,} containers (Limits.nodes)")
+    for record in trees.records(root, limits):
+        if isinstance(record.cls, Global) and record.cls.module.split(".")[0] == "__torch__":
+            lists = code.lists(record.class_name)
+            module, _, name = plain_name(record.class_name).rpartition(".")
+            record.cls = Global(module or "__torch__", name)
+            if lists is not None and isinstance(record.state, dict):
+                record.state = _module_state(record.state, *lists)
 
 
 def _module_state(state: Mapping[Any, Any], parameters: set[str], buffers: set[str] | None) -> dict[Any, Any]:
