@@ -86,7 +86,7 @@ def test_convert_verify_and_load_back(call: Any, checkpoint: Path, tmp_path: Pat
     assert new["optimizer"]["param_groups"] == old["optimizer"]["param_groups"]
     code, _, _ = call("convert", checkpoint, target, "--model")
     assert set(tk.open(target)) == set(TinyNet().state_dict())
-    code, _, err = call("convert", checkpoint, tmp_path / "out.pth")
+    code, _, err = call("convert", checkpoint, tmp_path / "out.onnx")
     assert code == errors.SaveError.exit_code and ".safetensors" in err
     code, _, err = call("convert", target, target)
     assert code == errors.SaveError.exit_code and "being converted" in err
