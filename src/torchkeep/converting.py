@@ -16,24 +16,40 @@ import msgspec
 import numpy as np
 import torch
 
+from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.composite import Chunked, Composite, Compressed, Coo
+from .core.facts import FileFacts
 from .core.live import AnyTensor, spec_of
 from .core.pieces import Cast
 from .core.report import ConvertReport, SaveReport
 from .core.source import Held
-from .core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride, torch_dtype
+from .core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride, dtype_name
 from .core.tree import ABSENT, Global, Record
 from .engines.buffered import write_file
 from .errors import LoadError, SaveError, UnsavableError
+from .formats._pickle_writer import Unhashable
 from .formats.torch_zip_writer import lay_out
 from .opening import PathLike, open_checkpoint
-from .saving import Contents, Progress, contents_of, counted, of_object, save_contents
+from .saving import Contents, Progress, contents_of, counted, lost, of_object, save_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SHORT = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+_CAST = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_SHORT = {
+    "bf16": torch.bfloat16,
+    "half": torch.float16,
+    "float": torch.float32,
+    "double": torch.float64,
+    **{
+        f"{start}{bits}": dtype
+        for start in ("f", "fp")
+        for bits, dtype in (("16", torch.float16), ("32", torch.float32), ("64", torch.float64))
+    },
+    **{dtype_name(dtype): dtype for dtype in _CAST},
+}
+_MODULE_LEAVES = 1_000_000
 
 
 def convert(
@@ -58,8 +74,8 @@ def convert(
             replaced in one step, but never `source` itself.
         model_only: keep the model's weights alone, under their own names.
         dtype: cast floating-point tensors to this dtype, e.g. `bf16`; complex, whole and quantized ones stay.
-        max_shard_size: for safetensors: bytes of a file, as a number or as `5GB` or `500MiB`. Writes as many files as
-            it takes, and `<target>.index.json`, last. Existing files are not replaced.
+        max_shard_size: for safetensors: bytes of a file, as a number or as `5GB` or `500MiB`. Where one file does not
+            hold all, as many are written as it takes, and `<target>.index.json`, last; they replace nothing.
         progress: called with (bytes done, bytes in all).
 
     Raises:
@@ -74,8 +90,7 @@ def convert(
         raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
     most = None if max_shard_size is None else _nbytes(max_shard_size)
     ckpt = open_checkpoint(source)
-    if path.exists() and Path(source).exists() and path.samefile(source):
-        raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
+    _check_apart(path, source, ckpt)
     if model_only:
         if not ckpt.model_key and ckpt.kind not in {"weights", "module"}:
             raise LoadError(f"{ckpt.file} holds no model that torchkeep recognises", hint="convert it whole")
@@ -85,15 +100,32 @@ def convert(
         ckpt = casting.checkpoint(ckpt)
     if path.suffix == ".safetensors":
         contents, notes = _contents(ckpt, model_only)
-        saved = (
-            save_contents(contents, path, progress=progress)
-            if most is None
-            else _shards(contents, path, most, progress)
-        )
+        parts = [contents] if most is None else [*_split(contents, most)]
+        if len(parts) == 1:
+            saved = save_contents(contents, path, progress=progress)
+        else:
+            saved = _shards(contents, parts, path, progress)
     else:
         saved, notes = _torch_zip(ckpt, path, model_only, progress)
     notes += casting.notes() if casting is not None else ()
     return ConvertReport(os.fspath(source), str(path), saved, notes)
+
+
+def _check_apart(path: Path, source: PathLike, ckpt: Checkpoint) -> None:
+    """Refuse to write over the source, or over one of the files that it consists of."""
+    tensors = [part for tensor in ckpt.values() for part in (tensor, *tensor.parts.values())]
+    held = {tensor.source.name for tensor in tensors}
+    held |= {tensor.storage.source.name for tensor in tensors if tensor.storage is not None and tensor.storage.source}
+    files = {os.fspath(source), *held, *(name.partition(": ")[0] for name in held)}  # a record says `file: record`
+    if path.exists() and any(_is_same(path, name) for name in files):
+        raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
+
+
+def _is_same(path: Path, name: str) -> bool:
+    try:
+        return path.samefile(name)
+    except (OSError, ValueError):  # no name of a file at all
+        return False
 
 
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
@@ -118,12 +150,10 @@ def _flat(ckpt: Checkpoint, kind: str = "weights", **more: Any) -> Contents:
 
 
 def _dtype(given: torch.dtype | str) -> torch.dtype:
-    found = given if isinstance(given, torch.dtype) else None
-    if isinstance(given, str):
-        name = given.removeprefix("torch.")
-        found = torch_dtype(_SHORT.get(name, name))
-    if found is None or not found.is_floating_point:
-        raise SaveError(f"{given} is no floating-point dtype", hint="one of float32, float16, bfloat16, float64")
+    found = _SHORT.get(given.removeprefix("torch.")) if isinstance(given, str) else given
+    if found not in _CAST:
+        listed = ", ".join(map(dtype_name, _CAST))
+        raise SaveError(f"{given} is no floating-point dtype that tensors are cast to", hint=f"one of {listed}")
     return found
 
 
@@ -134,18 +164,29 @@ class _Casting:
         self._dtype = dtype
         self._storages: dict[tuple[int, torch.dtype], tuple[StorageRef, StorageRef]] = {}
         self._casts: list[Cast] = []
+        self._left: set[torch.dtype] = set()
 
     def checkpoint(self, ckpt: Checkpoint) -> Checkpoint:
         """The same checkpoint with its numbers in the other dtype."""
         tree = ckpt.tree if ckpt.tree is ABSENT else trees.rebuild(ckpt.tree, self.tensor)
         tensors = {name: self.tensor(tensor) for name, tensor in ckpt.tensors.items()}
-        return replace(ckpt, tensors=tensors, tree=tree)
+        facts = ckpt.facts
+        if isinstance(facts, FileFacts) and facts.module is not None:
+            entries = tuple(
+                replace(entry, dtype=dtype_name(tensors[entry.name].dtype)) if entry.name in tensors else entry
+                for entry in facts.module.tensors
+            )
+            facts = msgspec.structs.replace(facts, module=replace(facts.module, tensors=entries))
+        return replace(ckpt, tensors=tensors, tree=tree, facts=facts)
 
     def tensor(self, tensor: LazyTensor) -> LazyTensor:
         """One tensor; those that are not cast are given back."""
         if isinstance(tensor, Composite):
             return self._composite(tensor)
         if not tensor.dtype.is_floating_point or tensor.dtype == self._dtype:
+            return tensor
+        if dtype_name(tensor.dtype).startswith("float4"):  # two in a byte, which torch does not take apart
+            self._left.add(tensor.dtype)
             return tensor
         spec = TensorSpec(self._dtype, tensor.spec.shape)
         if tensor.storage is None or tensor.storage.offset is None:
@@ -175,8 +216,10 @@ class _Casting:
 
     def notes(self) -> tuple[str, ...]:
         """What the cast did to the numbers; known when all was written."""
-        count = sum(cast.overflowed for cast in self._casts)
-        return (f"{count:,} numbers became infinite as {str(self._dtype).removeprefix('torch.')}",) if count else ()
+        name, count = dtype_name(self._dtype), sum(cast.overflowed for cast in self._casts)
+        notes = [f"{len(self._casts):,} storages of floating-point numbers are cast to {name}"] if self._casts else []
+        notes += [f"{count:,} numbers became infinite as {name}"] if count else []
+        return (*notes, *(f"tensors of {dtype_name(left)} are not cast" for left in self._left))
 
 
 # Shards
@@ -191,10 +234,9 @@ def _nbytes(size: int | str) -> int:
     return int(float(found[1]) * _UNITS["" if unit == "B" else unit])
 
 
-def _shards(contents: Contents, path: Path, most: int, progress: Progress | None) -> SaveReport:
+def _shards(contents: Contents, parts: list[Contents], path: Path, progress: Progress | None) -> SaveReport:
     """Write the shards, then the index that names them; a failure takes away what was written."""
     started = time.perf_counter()
-    parts = [*_split(contents, most)]
     total = sum(spec_of(tensor).nbytes for tensor in contents.tensors.values())
     names = [path.with_name(f"{path.stem}-{at:05}-of-{len(parts):05}{path.suffix}") for at in range(1, len(parts) + 1)]
     index = path.with_name(f"{path.name}.index.json")
@@ -211,6 +253,7 @@ def _shards(contents: Contents, path: Path, most: int, progress: Progress | None
             done += sum(spec_of(tensor).nbytes for tensor in part.tensors.values())
         places = {key: name.name for name, part in zip(names, parts, strict=True) for key in part.tensors}
         body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        made.append(index)
         write_file(index, [json.dumps(body, indent=2).encode()], replace=False)
     except BaseException:
         for name in made:
@@ -234,10 +277,10 @@ def _offset(progress: Progress, before: int, total: int) -> Progress:
 def _split(contents: Contents, most: int) -> Iterator[Contents]:
     """The contents of each shard. Parts of one tensor stay together; the first shard keeps what is said of all."""
     facts = contents.facts
-    owner = {part: name for name, parts in facts.composites.items() for part in parts.parts.values()}
+    home = _homes(facts)
     units: dict[str, list[str]] = {}
     for name in contents.tensors:
-        units.setdefault(owner.get(name, name), []).append(name)
+        units.setdefault(home.get(name, name), []).append(name)
     groups: list[list[str]] = [[]]
     room = most
     for members in units.values():
@@ -248,7 +291,8 @@ def _split(contents: Contents, most: int) -> Iterator[Contents]:
         groups[-1] += members
         room -= size
     for number, members in enumerate(groups):
-        inside = set(members) | {owner[name] for name in members if name in owner}
+        homes = {home.get(name, name) for name in members}
+        inside = set(members) | {name for name in facts.composites if home[name] in homes}
         inside |= {name for name, first in facts.tied.items() if first in inside}
         inside |= set(facts.empty) if number == 0 else set()
         own = msgspec.structs.replace(
@@ -270,6 +314,25 @@ def _split(contents: Contents, most: int) -> Iterator[Contents]:
         yield Contents({name: contents.tensors[name] for name in members}, own, (), contents.metadata)
 
 
+def _homes(facts: FileFacts) -> dict[str, str]:
+    """For each composite and its parts one name, the same for all that share a part: they go into one shard."""
+    home: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        path = []
+        while home.setdefault(name, name) != name:
+            path.append(name)
+            name = home[name]
+        home.update(dict.fromkeys(path, name))
+        return name
+
+    for name, parts in facts.composites.items():
+        for part in parts.parts.values():
+            home[find(part)] = find(name)
+            home[find(facts.tied.get(part, part))] = find(name)
+    return {name: find(name) for name in list(home)}
+
+
 def _only(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name in names}
 
@@ -284,15 +347,13 @@ def _torch_zip(
     started = time.perf_counter()
     stand_ins = _StandIns()
     module = ckpt.kind == "module" or (isinstance(ckpt.tree, Record) and ckpt.tree.is_module)
-    root: Any = OrderedDict(ckpt.model.tensors) if module else ckpt.tree
-    if ckpt.tree is ABSENT or model_only:
-        root = OrderedDict(ckpt.tensors)
+    root = _state_dict(ckpt) if module or model_only or ckpt.tree is ABSENT else ckpt.tree
     archive = lay_out(root, path.stem, stand_ins)
     pieces: Iterator[Any] = archive.pieces()
     if progress is not None:
         pieces = counted(pieces, archive.total, progress)
     write_file(path, pieces, nbytes=archive.total)
-    notes = stand_ins.notes()
+    notes = (*lost(ckpt.tensors), *stand_ins.notes())
     if module:
         notes += ("the model is written as its state dict",)
     away = sorted({tensor.device for tensor in ckpt.values()} - {"cpu", "meta"})
@@ -309,21 +370,42 @@ def _torch_zip(
     return report, notes
 
 
+def _state_dict(ckpt: Checkpoint) -> Any:
+    """The tensors under their names, with what a state dict has beside them: versions, and extra state of modules."""
+    state: OrderedDict[str, Any] = OrderedDict(ckpt.model.tensors if ckpt.kind == "module" else ckpt.tensors)
+    metadata = getattr(ckpt.tree, "_metadata", None)
+    if isinstance(metadata, dict):
+        state._metadata = metadata  # type: ignore[attr-defined]
+    if isinstance(ckpt.facts, FileFacts) and ckpt.facts.kind == "module" and ckpt.facts.tree is not msgspec.UNSET:
+        state |= tagged.decode(ckpt.facts.tree, lambda name: state.pop(name) if name in state else ckpt.tensors[name])
+    return state
+
+
 @dataclass
 class _StandIns:
     """What is written in the place of values that torch.load does not take with weights_only, and how often."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    _made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    _made: dict[tuple[bool, int], tuple[Any, Any]] = field(default_factory=dict)
+    _leaves: int = 0
 
     def __call__(self, value: Any) -> Any:
-        if id(value) not in self._made:
-            self._made[id(value)] = (value, self._make(value))
-        return self._made[id(value)][1]
+        """The stand-in of a value, the same one each time."""
+        is_key = isinstance(value, Unhashable)
+        key = (is_key, id(value.value if is_key else value))
+        if key not in self._made:
+            self._made[key] = (value, self._make(value))
+        return self._made[key][1]
 
     def _make(self, value: Any) -> Any:
+        if isinstance(value, Unhashable):
+            return self._told(f"<key {len(self._made)}: {value.value!r:.100}>", "keys that are objects as text")
         if isinstance(value, Record):
             return self._record(value)
+        if isinstance(value, tuple):
+            return self._told(None, "tuples inside of themselves as None")
+        if isinstance(value, int):
+            return self._told(hex(value), "integers of more than 255 bytes as text")
         if isinstance(value, Global):
             return self._told(value.qualified, "names of classes and functions as text")
         if isinstance(value, frozenset):
@@ -347,6 +429,12 @@ class _StandIns:
             return record.tensor
         if record.is_module:
             leaves = trees.leaves(record)
+            self._leaves += len(leaves)
+            if self._leaves > _MODULE_LEAVES:
+                raise UnsavableError(
+                    f"its modules hold more than {_MODULE_LEAVES:,} tensors by all paths together",
+                    hint="write to a .safetensors file, which keeps them once",
+                )
             state = OrderedDict((leaf.name, leaf.tensor) for leaf in leaves if leaf.role in {"parameter", "buffer"})
             return self._told(state, "modules as their state dicts")
         made_of = ("args", "kwargs", "state", "items", "pairs")

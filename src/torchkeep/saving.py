@@ -149,7 +149,7 @@ def contents_of(
     """
     for name, tensor in tensors.items():
         check_savable(name, tensor)
-    notes = _lost(tensors)
+    notes = lost(tensors)
     logical, (tensors, composites) = tensors, _taken_to_parts(tensors)
     tied = tied_names(tensors) | {name: first for name, first in tied_names(logical).items() if first in composites}
     empty = {name: tensor for name, tensor in tensors.items() if name not in tied and device_of(tensor) == "meta"}
@@ -188,7 +188,7 @@ def contents_of(
     return Contents(own, facts, tuple(notes), dict(metadata or {}))
 
 
-def _lost(tensors: Mapping[str, AnyTensor]) -> list[str]:
+def lost(tensors: Mapping[str, AnyTensor]) -> list[str]:
     """Notes on what a file cannot say of some tensors."""
     lazy = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, LazyTensor)}
     local = [name for name, tensor in lazy.items() if tensor.global_shape is not None]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..core.tensors import LazyTensor
+from ..core.tree import Record
 from ..errors import UnsavableError
 
 _PROTO, _STOP, _MARK = b"\x80\x02", b".", b"("
@@ -54,7 +55,7 @@ class Persistent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unhashable:
-    """A key whose stand-in could be none."""
+    """A key whose parts have stand-ins that could be no keys: a frozenset, an object."""
 
     value: Any
 
@@ -62,7 +63,6 @@ class Unhashable:
 _ORDERED, _COUNTER = Name("collections", "OrderedDict"), Name("collections", "Counter")
 _SET, _COMPLEX, _BYTEARRAY = Name("builtins", "set"), Name("builtins", "complex"), Name("builtins", "bytearray")
 _ENCODE = Name("_codecs", "encode")
-_KEYS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
 
 def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]], other: Callable[[Any], Any]) -> bytes:
@@ -309,6 +309,6 @@ class _Writer:
             node = stack.pop()
             if type(node) is tuple:
                 stack.extend(node)
-            elif type(node) not in _KEYS and not isinstance(node, LazyTensor) and type(self._other(node)) not in _KEYS:
+            elif isinstance(node, frozenset) or (isinstance(node, Record) and node.tensor is None):
                 return self._other(Unhashable(value))
         return value

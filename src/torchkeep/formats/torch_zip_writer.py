@@ -213,14 +213,7 @@ class _Storages:
         if tensor.device == "meta":
             dtype = Name("torch", dtype_name(tensor.dtype))
             return _call("_rebuild_meta_tensor_no_storage", dtype, tensor.spec.shape, tensor.stride, grad)
-        storage = tensor.storage
-        assert storage is not None
-        nbytes = storage.nbytes
-        ident: object = id(storage)
-        if storage.offset is not None:
-            ident = (id(storage.source or tensor.source), storage.offset, nbytes)
-        if storage.source is not None and storage.offset is not None:  # elements in the other order end at whole ones
-            nbytes = min(nbytes, storage.source.size - storage.offset)
+        ident, nbytes = _place(tensor)
         where = (tensor.storage_offset, tensor.spec.shape, tensor.stride)
         bits = {name: True for name in ("conj", "neg") if getattr(tensor, name)}
 
@@ -266,6 +259,7 @@ class _Storages:
             return self._strided(
                 ident, spec.nbytes, lambda: blocks_of(tensor), spec.dtype, (0, spec.shape, stride), grad, {}
             )
+        tensor.load()  # torch.load checks less: what does not fit together would be read from beyond its memory there
         if isinstance(how, Quantized):
             return self._quantized(tensor, how, grad)
         parts = {name: self._tensor(part, False) for name, part in tensor.parts.items()}
@@ -283,12 +277,10 @@ class _Storages:
 
     def _quantized(self, tensor: Composite, how: Quantized, grad: bool) -> Call:
         ints = tensor.parts["ints"]
-        storage = ints.storage
-        assert storage is not None
-        nbytes = storage.nbytes
+        ident, nbytes = _place(ints)
         kind = Name("torch", f"{_QUANTIZED_STORAGES[dtype_name(tensor.dtype)]}Storage")
         place = self._storage(
-            (kind, ints.identity), kind, nbytes // ints.dtype.itemsize, nbytes, lambda: storage_blocks(ints, nbytes)
+            (kind, ident), kind, nbytes // ints.dtype.itemsize, nbytes, lambda: storage_blocks(ints, nbytes)
         )
         scheme = Name("torch", how.scheme)
         if how.scheme == "per_tensor_affine":
@@ -300,6 +292,18 @@ class _Storages:
         stride = contiguous_stride(tensor.spec.shape) if packed else ints.stride
         where = (ints.storage_offset, tensor.spec.shape, stride)
         return _call("_rebuild_qtensor", place, *where, params, grad, _HOOKS)
+
+
+def _place(tensor: LazyTensor) -> tuple[object, int]:
+    """What makes a tensor's storage the same as that of another one, and its size in bytes."""
+    storage = tensor.storage
+    assert storage is not None
+    if storage.offset is None:
+        return id(storage), storage.nbytes
+    ident = (id(storage.source or tensor.source), storage.offset, storage.nbytes)
+    if storage.source is None:
+        return ident, storage.nbytes
+    return ident, min(storage.nbytes, storage.source.size - storage.offset)  # the other byte order: whole elements
 
 
 def _call(function: str, *args: Any) -> Call:
