@@ -141,7 +141,7 @@ def _header(source: Source) -> tuple[dict[str, Any], int]:
         return CorruptCheckpointError(what, file=source.name, place="header", hint="fetch or copy the file again")
 
     head = bytes(source.read(0, min(source.size, 12)))
-    if len(head) < 10 or not head.startswith(_MAGIC) or head[6] not in {1, 2, 3}:
+    if len(head) < 12 or not head.startswith(_MAGIC) or head[6] not in {1, 2, 3}:
         raise fail("is no array of NumPy, or of a version that is not known")
     wide = head[6] > 1
     length, start = (struct.unpack_from("<I", head, 8)[0], 12) if wide else (struct.unpack_from("<H", head, 8)[0], 10)
