@@ -107,6 +107,22 @@ def test_a_flipped_bit_costs_its_own_tensor_alone(kind: str, tmp_path: Path) -> 
         assert len(report.intact) == 11 and not report.unverified
 
 
+def test_ties_and_parts_are_held_against_the_digests_of_what_is_stored(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))
+    model[1].weight = model[0].weight
+    values = torch.arange(1.0, 41.0)
+    torch.save({"m": model.state_dict(), "s": torch.diag(values).to_sparse(), "x": torch.ones(5)}, tmp_path / "old.pth")
+    tk.convert(tmp_path / "old.pth", tmp_path / "own.safetensors")
+    report = tk.salvage(tmp_path / "own.safetensors")
+    assert report.ok and not report.unverified and {"m.0.weight", "m.1.weight", "s"} <= set(report.intact)
+    data = (tmp_path / "own.safetensors").read_bytes()
+    for tensor, names in ((values, {"s"}), (model[0].weight.detach(), {"m.0.weight", "m.1.weight"})):
+        damaged = bytearray(data)
+        damaged[data.index(tensor.numpy().tobytes()) + 9] ^= 4
+        (tmp_path / "bad.safetensors").write_bytes(damaged)
+        assert set(tk.salvage(tmp_path / "bad.safetensors").lost) == names
+
+
 def test_the_rest_of_the_object_is_kept(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
     torch.save({"epoch": 7, "model": model.state_dict(), "name": "x"}, tmp_path / "train.pth")

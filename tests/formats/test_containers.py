@@ -133,6 +133,19 @@ def test_compressed_records_are_inflated_when_they_are_wanted() -> None:
     assert ckpt["a"].storage is not None and ckpt["a"].storage.source is not None
 
 
+def test_a_part_of_a_storage_is_read_where_the_storage_is() -> None:
+    """Old pickles declare storages that are stretches of others; the whole may be a record that is inflated."""
+    opcodes = (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu"
+        b"K\x06(X\x01\0\0\x00vK\x02K\x03ttQK\0K\x03\x85K\x01\x85tR."
+    )
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        new.writestr("archive/data.pkl", opcodes)
+        new.writestr("archive/data/0", np.arange(6, dtype=np.float32).tobytes())
+    assert open_bytes("torch_zip", out.getvalue())[""].load().tolist() == [2, 3, 4]
+
+
 def test_compressed_records_that_lie_about_their_size_are_refused() -> None:
     data = bytearray(deflated(saved({"a": torch.zeros(100_000)})))
     at = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)

@@ -15,6 +15,7 @@ import torch
 
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.digests import digest_bytes, tensor_bytes
+from ..core.facts import FileFacts
 from ..core.limits import Limits
 from ..core.source import Slice, Source, probe_of
 from ..core.tensors import LazyTensor, StorageRef, TensorSpec
@@ -278,13 +279,22 @@ def _find(source: Source, what: bytes, start: int) -> int:
 def _safetensors(source: Source, limits: Limits) -> Salvaged:
     """The header says all; what lies within the file is there, and digests tell whether it is as it was."""
     ckpt = Safetensors().open(source, limits, whole=False)
-    digests = ckpt.facts.digests if ckpt.facts is not None and ckpt.facts.header else {}
-    unverified = set()
+    facts = ckpt.facts if ckpt.facts is not None and ckpt.facts.header else FileFacts()
+    unverified: set[int] = set()
     for name, tensor in ckpt.items():
-        if tensor.storage is None or tensor.storage.offset is None:
-            continue
-        if name not in digests:
-            unverified.add(id(tensor.storage))
-        elif digest_bytes(tensor_bytes(tensor.load())) != digests[name]:
-            tensor.storage.offset, tensor.storage.problem = None, "damaged: its digest is not that of its bytes"
+        stored = facts.tied.get(name, name)
+        names = facts.composites[stored].parts if stored in facts.composites else {}
+        for key, part in [(names[key], part) for key, part in tensor.parts.items()] or [(stored, tensor)]:
+            _compare(part, facts.digests.get(key), unverified)
     return Salvaged(ckpt, unverified)
+
+
+def _compare(tensor: LazyTensor, digest: str | None, unverified: set[int]) -> None:
+    """Hold what lies in the file against its digest; a storage that fails loses its place."""
+    storage = tensor.storage
+    if storage is None or storage.offset is None:
+        return
+    if digest is None:
+        unverified.add(id(storage))
+    elif digest_bytes(tensor_bytes(tensor.load())) != digest:
+        storage.offset, storage.problem = None, "damaged: its digest is not that of its bytes"

@@ -205,7 +205,7 @@ class TensorReader:
             raise CorruptCheckpointError(
                 f"declares a part of a storage that ends at byte {start + size} of {root.nbytes}"
             )
-        part = StorageRef(size, None if root.offset is None else root.offset + start, root.problem)
+        part = StorageRef(size, None if root.offset is None else root.offset + start, root.problem, root.source)
         self._views.append((part, root, start))
         return part, view[2]
 
