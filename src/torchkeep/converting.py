@@ -21,18 +21,18 @@ from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.composite import Chunked, Composite, Compressed, Coo
 from .core.facts import FileFacts
-from .core.live import AnyTensor, spec_of
+from .core.live import spec_of
 from .core.pieces import Cast
 from .core.report import ConvertReport, SaveReport
-from .core.source import Held
-from .core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride, dtype_name
+from .core.tensors import LazyTensor, StorageRef, TensorSpec, dtype_name
 from .core.tree import ABSENT, Global, Record
 from .engines.buffered import write_file
 from .errors import LoadError, SaveError, UnsavableError
+from .formats._composites import held_tensor
 from .formats._pickle_writer import Unhashable
 from .formats.torch_zip_writer import lay_out
 from .opening import PathLike, open_checkpoint
-from .saving import Contents, Progress, contents_of, counted, lost, of_object, save_contents
+from .saving import Contents, Progress, counted, lost, of_opened, of_tensors, save_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -129,21 +129,10 @@ def _is_same(path: Path, name: str) -> bool:
 
 
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
-    if ckpt.facts is not None and ckpt.facts.kind == "module":
-        return _flat(ckpt, kind="module", tree=ckpt.facts.tree, module=ckpt.facts.module), ()
-    if ckpt.tree is not ABSENT and not model_only:
-        try:
-            return of_object(ckpt.tree, metadata=ckpt.metadata), ()
-        except UnsavableError as error:
-            return _flat(ckpt), (f"the plain values are left out: {error.message}",)
-    return _flat(ckpt), ()
-
-
-def _flat(ckpt: Checkpoint, kind: str = "weights", **more: Any) -> Contents:
-    """The tensors under their names, without the object that they were in."""
-    tensors: dict[str, AnyTensor] = dict(ckpt.tensors)
-    kinds = {name: tensor.kind for name, tensor in ckpt.tensors.items()}
-    return contents_of(tensors, kinds, kind=kind, metadata=ckpt.metadata, **more)
+    facts = ckpt.facts
+    if facts is not None and facts.kind == "module":
+        return of_tensors(ckpt.tensors, ckpt.metadata, "module", tree=facts.tree, module=facts.module), ()
+    return of_opened(ABSENT if model_only else ckpt.tree, ckpt.tensors, ckpt.metadata)
 
 
 # Another dtype
@@ -448,10 +437,7 @@ class _StandIns:
             tensor = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
         except TypeError:
             return self._told(None, f"arrays of {value.dtype} as None")
-        spec = TensorSpec(tensor.dtype, tuple(tensor.shape))
-        held = Held(tensor.numpy().tobytes(), "array")
-        lazy = LazyTensor(held, StorageRef(spec.nbytes, 0), spec, contiguous_stride(spec.shape))
-        return self._told(lazy, "NumPy arrays as tensors")
+        return self._told(held_tensor(tensor, "array"), "NumPy arrays as tensors")
 
     def notes(self) -> tuple[str, ...]:
         """One note for each kind of replacement."""

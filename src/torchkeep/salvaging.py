@@ -9,13 +9,12 @@ from typing import Any
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.limits import Limits
-from .core.live import AnyTensor
 from .core.salvage_report import SalvageReport
 from .core.tensors import LazyTensor
-from .errors import CorruptCheckpointError, SaveError, TorchkeepError, UnsavableError
+from .errors import CorruptCheckpointError, SaveError, TorchkeepError
 from .formats._salvage import recover
 from .opening import PathLike, as_source
-from .saving import Contents, Progress, contents_of, of_object, save_contents
+from .saving import Contents, Progress, of_opened, save_contents
 
 
 def salvage(
@@ -87,24 +86,12 @@ def _storages(tensor: LazyTensor) -> set[int]:
     return {id(part.storage) for part in (tensor.parts.values() or (tensor,))}
 
 
-def _contents(ckpt: Checkpoint, kept: set[str]) -> tuple[Contents, list[str]]:
-    """What is intact, within the object that it was in where that can be written."""
-    gone = {id(tensor.storage) for name, tensor in ckpt.items() if name not in kept}
-    gone |= {id(part.storage) for name, one in ckpt.items() if name not in kept for part in one.parts.values()}
-    gone.discard(id(None))
+def _contents(ckpt: Checkpoint, kept: set[str]) -> tuple[Contents, tuple[str, ...]]:
+    """What is intact, within the object that it was in where that can be written; what is lost is None there."""
+    gone = {ident for name, tensor in ckpt.items() if name not in kept for ident in _storages(tensor)} - {id(None)}
 
     def convert(tensor: Any) -> Any:
         return None if _storages(tensor) & gone else tensor
 
-    if ckpt.tree is not trees.ABSENT:
-        try:
-            return of_object(trees.rebuild(ckpt.tree, convert), metadata=ckpt.metadata), []
-        except UnsavableError as error:
-            note = f"the plain values are left out: {error.message}"
-            return _flat(ckpt, kept), [note]
-    return _flat(ckpt, kept), []
-
-
-def _flat(ckpt: Checkpoint, kept: set[str]) -> Contents:
-    tensors: dict[str, AnyTensor] = {name: ckpt[name] for name in ckpt if name in kept}
-    return contents_of(tensors, {name: ckpt[name].kind for name in tensors}, kind="weights", metadata=ckpt.metadata)
+    tree = ckpt.tree if ckpt.tree is trees.ABSENT else trees.rebuild(ckpt.tree, convert)
+    return of_opened(tree, {name: tensor for name, tensor in ckpt.items() if name in kept}, ckpt.metadata)

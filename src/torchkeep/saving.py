@@ -118,6 +118,30 @@ def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None) -> Content
     return contents_of(tensors, kinds, kind="object", tree=tree, metadata=metadata)
 
 
+def of_opened(
+    tree: Any, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]
+) -> tuple[Contents, tuple[str, ...]]:
+    """What goes into the file of an opened checkpoint: the object, or the tensors alone, with a note of why.
+
+    The tree is ABSENT where there is none or none is wanted.
+    """
+    notes: tuple[str, ...] = ()
+    if tree is not trees.ABSENT:
+        try:
+            return of_object(tree, metadata=metadata), notes
+        except UnsavableError as error:
+            notes = (f"the plain values are left out: {error.message}",)
+    return of_tensors(tensors, metadata), notes
+
+
+def of_tensors(
+    tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str], kind: str = "weights", **more: Any
+) -> Contents:
+    """What goes into the file of opened tensors, without the object that they were in."""
+    kinds = {name: tensor.kind for name, tensor in tensors.items()}
+    return contents_of(dict(tensors), kinds, kind=kind, metadata=metadata, **more)
+
+
 def _taken_apart(obj: Any) -> tuple[dict[str, AnyTensor], dict[str, str], Any]:
     """A nested object as its tensors by name, the kind of each, and the rest as tagged JSON."""
     leaves = trees.leaves(obj)

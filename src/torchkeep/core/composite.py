@@ -258,14 +258,21 @@ class Chunked:
             return self._rows(tensor, row, row + 1)[(0, *rest)]
         return tensor.load()[index]
 
-    def _rows(self, tensor: Composite, start: int, stop: int) -> torch.Tensor:
-        out = torch.empty((stop - start, *tensor.spec.shape[1:]), dtype=tensor.spec.dtype)
+    def box(self, tensor: Composite, starts: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """A box of the tensor, read from the chunks that it touches."""
+        out = torch.empty(tuple(sizes), dtype=tensor.spec.dtype, device="cpu")
         for offset, part in zip(self.offsets, tensor.parts.values(), strict=True):
-            low, high = max(start, offset[0]), min(stop, offset[0] + part.spec.shape[0])
-            if low < high:
-                piece = part[low - offset[0] : high - offset[0]]
-                _window(out, (low - start, *offset[1:]), piece.shape).copy_(piece)
+            lows = [max(a, b) for a, b in zip(starts, offset, strict=True)]
+            highs = [min(a + n, b + m) for a, n, b, m in zip(starts, sizes, offset, part.spec.shape, strict=True)]
+            extent = [high - low for low, high in zip(lows, highs, strict=True)]
+            if all(size > 0 for size in extent):
+                inside = tuple(slice(low - b, high - b) for low, high, b in zip(lows, highs, offset, strict=True))
+                _window(out, [low - a for low, a in zip(lows, starts, strict=True)], extent).copy_(part[inside or ...])
         return out
+
+    def _rows(self, tensor: Composite, start: int, stop: int) -> torch.Tensor:
+        rest = tensor.spec.shape[1:]
+        return self.box(tensor, (start, *(0 for _ in rest)), (stop - start, *rest))
 
 
 def _window(whole: torch.Tensor, offset: Sequence[int], shape: Sequence[int]) -> torch.Tensor:

@@ -78,7 +78,7 @@ def blocks_of(tensor: AnyTensor) -> Iterator[Buffer]:
         yield from _live_blocks(tensor)
     elif isinstance(tensor, Composite) and isinstance(tensor.composition, Chunked):
         for starts, sizes in _windows(tensor.spec):
-            yield tensor_bytes(_from_chunks(tensor, tensor.composition, starts, sizes))
+            yield tensor_bytes(tensor.composition.box(tensor, starts, sizes))
     elif isinstance(tensor, Composite):
         yield tensor_bytes(tensor.load())
     elif tensor.numel():
@@ -165,19 +165,6 @@ def _windows(spec: TensorSpec) -> Iterator[tuple[tuple[int, ...], tuple[int, ...
 
 def _slices(starts: Sequence[int], sizes: Sequence[int]) -> Any:
     return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True)) or ...
-
-
-def _from_chunks(tensor: Composite, how: Chunked, starts: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
-    """A box of a tensor whose chunks lie apart, read from those that it touches."""
-    out = torch.empty(tuple(sizes), dtype=tensor.dtype, device="cpu")
-    for offset, part in zip(how.offsets, tensor.parts.values(), strict=True):
-        lows = [max(a, b) for a, b in zip(starts, offset, strict=True)]
-        highs = [min(a + n, b + m) for a, n, b, m in zip(starts, sizes, offset, part.spec.shape, strict=True)]
-        extent = [high - low for low, high in zip(lows, highs, strict=True)]
-        if all(size > 0 for size in extent):
-            inside = _slices([low - b for low, b in zip(lows, offset, strict=True)], extent)
-            out[_slices([low - a for low, a in zip(lows, starts, strict=True)], extent)].copy_(part[inside])
-    return out
 
 
 def _flat(data: Buffer, dtype: torch.dtype) -> torch.Tensor:

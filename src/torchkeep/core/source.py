@@ -40,12 +40,7 @@ class Slice:
 
     def __init__(self, source: Source, offset: int, nbytes: int, name: str = "") -> None:
         """Raises CorruptCheckpointError when the stretch leaves the source."""
-        if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
-            raise CorruptCheckpointError(
-                f"is truncated: bytes {offset:,} to {offset + nbytes:,} are needed, it has {source.size:,}",
-                file=source.name,
-                place=name,
-            )
+        check_range(source, offset, nbytes, place=name)
         self.name = f"{source.name}: {name}" if name else source.name
         self.size = nbytes
         self._source = source
@@ -103,12 +98,13 @@ class Swapped:
         return self._source.sibling(name)
 
 
-def check_range(source: Source, offset: int, nbytes: int) -> None:
+def check_range(source: Source, offset: int, nbytes: int, *, place: str = "") -> None:
     """Raises CorruptCheckpointError when a range is not inside a source."""
     if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
         raise CorruptCheckpointError(
             f"is truncated: bytes {offset:,} to {offset + nbytes:,} are needed, it has {source.size:,}",
             file=source.name,
+            place=place,
             hint="fetch or copy the file again and compare its size with the original",
         )
 

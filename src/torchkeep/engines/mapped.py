@@ -6,7 +6,7 @@ import mmap
 import os
 from pathlib import Path
 
-from ..core.source import Source
+from ..core.source import Source, check_range
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, OpenError, UnsupportedFeatureError
 
 
@@ -59,12 +59,7 @@ class MappedSource:
     def read(self, offset: int, nbytes: int) -> memoryview:
         """A view of the mapping; raises CorruptCheckpointError when the range is not (or no longer) in the file."""
         end = offset + nbytes
-        if offset < 0 or nbytes < 0 or end > self.size:
-            raise CorruptCheckpointError(
-                f"is truncated: bytes {offset:,} to {end:,} are needed, it has {self.size:,}",
-                file=self.name,
-                hint="fetch or copy the file again and compare its size with the original",
-            )
+        check_range(self, offset, nbytes)
         if not nbytes:
             return memoryview(b"")
         if os.fstat(self._fd).st_size < end:

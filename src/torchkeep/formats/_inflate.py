@@ -16,6 +16,11 @@ from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError
 _STEP = 1 << 20
 
 
+def raw_deflate() -> Any:
+    """A decompressor for the records of a zip archive."""
+    return zlib.decompressobj(-zlib.MAX_WBITS)
+
+
 class Inflated:
     """What a compressed source inflates to.
 

@@ -17,6 +17,7 @@ from typing import Any
 from ..core.source import Buffer, Slice, Source
 from ..errors import UnsafeCheckpointError
 from ._directory import CENTRAL, DEFLATED, END, END64, LOCAL, LOCATOR, STORED
+from ._inflate import raw_deflate
 
 _TAIL = 65_557  # an end record and the longest comment
 _SEARCHED = 1 << 28  # bytes that are searched for records where there is no directory
@@ -43,11 +44,6 @@ class Loose:
         if self.method == STORED:
             return raw
         return inflated(raw, nbytes, raw_deflate()) if self.method == DEFLATED else b""
-
-
-def raw_deflate() -> Any:
-    """A decompressor for the records of a zip archive."""
-    return zlib.decompressobj(-zlib.MAX_WBITS)
 
 
 def inflated(raw: Buffer, most: int, engine: Any) -> bytes:

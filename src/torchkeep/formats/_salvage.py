@@ -24,7 +24,7 @@ from ..errors import CorruptCheckpointError, OpenError, TorchkeepError
 from ._assemble import Contents, checkpoint_from
 from ._directory import DEFLATED, LOCAL, STORED
 from ._dispatch import recognise
-from ._inflate import Inflated
+from ._inflate import Inflated, raw_deflate
 from ._pickle import Use, truncation_is_corruption
 from ._stream import unpickle_at
 from ._torch import TensorReader
@@ -145,7 +145,7 @@ class _Zip:
         if piece.method != DEFLATED:
             return Slice(self.source, piece.offset, most if not piece.whole else piece.nbytes)
         packed = Slice(self.source, piece.offset, piece.nbytes if piece.whole else most)
-        return Inflated(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), self.limits)
+        return Inflated(packed, raw_deflate, self.limits)
 
     def _place(self, key: str, nbytes: int) -> StorageRef:
         name = self.by_key.get(key)

@@ -20,14 +20,14 @@ from ..core.source import Held, Slice, Source
 from ..core.tree import Global
 from ..errors import CorruptCheckpointError, OpenError, UnsafeCheckpointError
 from ._directory import DEFLATED, STORED
-from ._inflate import Inflated
+from ._inflate import Inflated, raw_deflate
 from ._lenient import OPCODES, Met, names_in
-from ._loose_zip import Loose, inflated, loose_records, raw_deflate
+from ._loose_zip import Loose, inflated, loose_records
 from ._names import findings_of
 from ._pause import collector_paused
 from ._pickle import Use
 from ._zip import is_zip
-from .compressed import _KINDS
+from .compressed import KINDS
 from .torch_tar import is_tar
 
 _HEAD = 512
@@ -41,7 +41,7 @@ _TRIED = 1 << 26  # bytes of what may be pickles that are read in that search
 _WORK, _WORK_RATIO = 1 << 24, 16  # bytes of pickles that are read, and those for each byte of the file: records overlap
 _TEXT_BYTES = 1 << 20
 _HELD = 1 << 26  # what is inflated in memory of a record that is damaged
-_MAGICS = tuple(magic for magic, _, _ in _KINDS)
+_MAGICS = tuple(magic for magic, _, _ in KINDS)
 _NPY = b"\x93NUMPY"
 _START = re.compile(rb"\x80[\x00-\x05][" + b"".join(re.escape(bytes([code])) for code in OPCODES) + rb"]")
 _NAME = re.compile(r"[\w.<>-]+")
@@ -158,7 +158,7 @@ class _Surveyor:
 
     def _unpacked(self, source: Source, head: bytes) -> Source:
         """What a compressed file holds, as far as it can be inflated."""
-        fresh = next(fresh for magic, _, fresh in _KINDS if head.startswith(magic))
+        fresh = next(fresh for magic, _, fresh in KINDS if head.startswith(magic))
         return self._inflated(source, fresh)
 
     def _inflated(self, source: Source, fresh: Callable[[], object]) -> Source:

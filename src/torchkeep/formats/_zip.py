@@ -12,7 +12,7 @@ from ..core.source import Buffer, Slice, Source, check_range
 from ..core.tensors import StorageRef
 from ..errors import CorruptCheckpointError, UnknownFormatError, UnsafeCheckpointError, UnsupportedFeatureError
 from ._directory import DEFLATED, STORED, Directory, Entry, Reader, read_directory
-from ._inflate import Inflated
+from ._inflate import Inflated, raw_deflate
 
 _CHUNK = 1 << 24
 _TEXT_BYTES = 1 << 20  # records that are read whole may compress well up to this size
@@ -62,7 +62,7 @@ class Archive:
         if entry.method == STORED:
             return Slice(self.source, entry.offset, entry.nbytes, entry.name)
         packed = Slice(self.source, entry.offset, entry.stored, entry.name)
-        return Inflated(packed, lambda: zlib.decompressobj(-zlib.MAX_WBITS), self.limits, nbytes=entry.nbytes)
+        return Inflated(packed, raw_deflate, self.limits, nbytes=entry.nbytes)
 
     def storage(self, name: str) -> StorageRef:
         """The bytes of a record as the storage of a tensor: in the file itself where they simply lie there."""
@@ -102,9 +102,9 @@ class Archive:
     def _whole(self, entry: Entry) -> bytes:
         if entry.method != DEFLATED or entry.nbytes > _TEXT_BYTES:
             return bytes(self.record(entry.name).read(0, entry.nbytes))
-        engine = zlib.decompressobj(-zlib.MAX_WBITS)  # small ones need no temporary file
+        engine = raw_deflate()  # small ones need no temporary file
         try:
-            data = engine.decompress(self.source.read(entry.offset, entry.stored), entry.nbytes + 1)
+            data: bytes = engine.decompress(self.source.read(entry.offset, entry.stored), entry.nbytes + 1)
         except zlib.error as error:
             raise CorruptCheckpointError(
                 f"cannot be inflated: {error}", file=self.source.name, place=entry.name
@@ -125,7 +125,7 @@ class Archive:
 
     def _pieces(self, entry: Entry) -> Iterator[Buffer]:
         """The bytes of a record one after another, inflated on the way and kept nowhere."""
-        engine = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
+        engine = raw_deflate() if entry.method == DEFLATED else None
         source = self.record(entry.name) if engine is None else Slice(self.source, entry.offset, entry.stored)
         total = 0
         for start in range(0, source.size, _CHUNK):

@@ -16,7 +16,7 @@ from ..core.table import human_bytes
 from ..errors import CorruptCheckpointError
 from ._inflate import Inflated
 
-_KINDS: tuple[tuple[bytes, str, Callable[[], Any]], ...] = (
+KINDS: tuple[tuple[bytes, str, Callable[[], Any]], ...] = (
     (b"\x1f\x8b\x08", "gzip", lambda: zlib.decompressobj(zlib.MAX_WBITS | 16)),
     (b"BZh", "bzip2", bz2.BZ2Decompressor),
     (b"\xfd7zXZ\0", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 28)),
@@ -30,7 +30,7 @@ class Compressed:
 
     def sniff(self, probe: Probe) -> bool:
         """Whether it begins as gzip, bzip2 or xz files do."""
-        return any(probe.head.startswith(magic) for magic, _, _ in _KINDS)
+        return any(probe.head.startswith(magic) for magic, _, _ in KINDS)
 
     def open(self, source: Source, limits: Limits) -> Checkpoint:
         """Inflate the whole file, which is the price of a compressed checkpoint, and open what was in it.
@@ -56,7 +56,7 @@ class Compressed:
 
     def _inflated(self, source: Source, limits: Limits) -> tuple[Inflated, str]:
         head = probe_of(source).head
-        for magic, kind, fresh in _KINDS:
+        for magic, kind, fresh in KINDS:
             if head.startswith(magic):
                 return Inflated(source, fresh, limits), kind
         raise CorruptCheckpointError("is no gzip, bzip2 or xz file", file=source.name)

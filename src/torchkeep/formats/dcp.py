@@ -47,23 +47,14 @@ class Dcp:
         )
 
     @collector_paused()
-    @truncation_is_corruption()
     def open(self, source: Source, limits: Limits) -> Checkpoint:
         """Read the metadata and the values that are no tensors; the tensors stay in their chunks.
 
         Raises:
             CorruptCheckpointError: chunks do not tile their tensor, or lie outside of their file or folder.
         """
-        index = source.sibling(METADATA) if source.size == 0 else source
-        if index.size > limits.pickle_bytes:
-            raise UnsafeCheckpointError(f"has metadata of {index.size:,} bytes (Limits.pickle_bytes)", file=source.name)
         seen: dict[Global, Use] = {}
-        data = bytes(index.read(0, index.size))
-        reader = TensorReader(index, _nowhere, limits)
-        try:
-            tree = unpickle(data, 0, reader.dialect(), limits, file=source.name, stream=METADATA, seen=seen).value
-        except CorruptCheckpointError as error:
-            raise with_dangers(error, seen)  # noqa: B904 - it is the same error
+        tree, findings = _metadata(source, limits, seen)
         if not isinstance(tree, Record) or not tree.class_name.endswith("metadata.Metadata"):
             message = "its .metadata is not what torch.distributed.checkpoint writes"
             odd = Finding("odd-structure", "warning", message, METADATA)
@@ -71,19 +62,32 @@ class Dcp:
         reading = _Reading(source, limits)
         whole = reading.tree(tree)
         hints = (Hint("it is a folder of torch.distributed.checkpoint", (1, 13)),)
-        contents = Contents(whole, seen, hints=hints, findings=(*reader.findings, *reading.findings))
+        contents = Contents(whole, seen, hints=hints, findings=(*findings, *reading.findings))
         return checkpoint_from(source.name, self.name, contents, limits)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Compare the checksums in every chunk: (chunk, whether they hold, bytes)."""
-        index = source.sibling(METADATA) if source.size == 0 else source
-        data = bytes(index.read(0, min(index.size, limits.pickle_bytes)))
-        tree = unpickle(data, 0, TensorReader(index, _nowhere, limits).dialect(), limits, file=source.name).value
+        tree, _ = _metadata(source, limits, {})
         reading = _Reading(source, limits)
         for piece in reading.pieces(tree).values():
             chunk = reading.slice(piece)
             held = all(ok for _, ok, _ in read_archive(chunk, limits).verify())
             yield f"{piece.file}, byte {piece.offset}", held, piece.length
+
+
+@truncation_is_corruption()
+def _metadata(source: Source, limits: Limits, seen: dict[Global, Use]) -> tuple[Any, list[Finding]]:
+    """What `.metadata` holds, and what was found in saves inside of it."""
+    index = source.sibling(METADATA) if source.size == 0 else source
+    if index.size > limits.pickle_bytes:
+        raise UnsafeCheckpointError(f"has metadata of {index.size:,} bytes (Limits.pickle_bytes)", file=source.name)
+    reader = TensorReader(index, _nowhere, limits)
+    data = bytes(index.read(0, index.size))
+    try:
+        found = unpickle(data, 0, reader.dialect(), limits, file=source.name, stream=METADATA, seen=seen)
+    except CorruptCheckpointError as error:
+        raise with_dangers(error, seen)  # noqa: B904 - it is the same error
+    return found.value, reader.findings
 
 
 def _nowhere(key: str, nbytes: int) -> StorageRef:

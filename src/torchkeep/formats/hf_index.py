@@ -10,7 +10,7 @@ from ..core.checkpoint import Checkpoint, Finding, Provenance
 from ..core.limits import Limits
 from ..core.source import Probe, Source
 from ..core.tensors import LazyTensor
-from ..errors import CorruptCheckpointError, OpenError, UnknownFormatError, UnsafeCheckpointError
+from ..errors import CorruptCheckpointError, UnknownFormatError, UnsafeCheckpointError
 from ._dispatch import open_inner, recognise
 from ._facts import of_shards
 
@@ -32,7 +32,7 @@ class HfIndex:
     name = "hf_index"
 
     def sniff(self, probe: Probe) -> bool:
-        """A JSON object with a `weight_map`, which stands at the end of a long index: a `metadata` is enough to try."""
+        """A JSON object whose `weight_map` begins within the first bytes; what stands before it is short."""
         text = probe.head.lstrip(b"\xef\xbb\xbf \t\r\n")
         return text[:1] == b"{" and b'"weight_map"' in text
 
@@ -84,9 +84,7 @@ class HfIndex:
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the shards whose format has checksums: (shard and record, whether it holds, bytes)."""
         for file in dict.fromkeys(read_index(source, limits).values()):
-            shard = self._shard(source, file, limits)
-            check = getattr(recognise(shard, limits), "verify", None)
-            for name, ok, nbytes in check(shard, limits) if check is not None else ():
+            for name, ok, nbytes in _verified(self._shard(source, file, limits), limits):
                 yield f"{file}: {name}", ok, nbytes
 
     def _shard(self, source: Source, file: str, limits: Limits) -> Source:
@@ -132,28 +130,32 @@ class Folder:
         Raises:
             UnknownFormatError: there is none, or more than one.
         """
-        entries = sorted(getattr(source, "entries", ()))
-        indexes = [name for name in entries if name.endswith(_INDEX)]
-        weights = [name for name in entries if name.endswith(_WEIGHTS) and name not in _NOT_WEIGHTS]
-        for found in (indexes, [name for name in _WHOLE if name in entries][:1], weights):
-            if len(found) == 1:
-                return open_inner(source.sibling(found[0]), limits)
-        if _RUN in entries:
-            what, hint = "is the folder of a run", "its weights are tk.Run(path).open(), its list is `torchkeep runs`"
-        elif weights:
-            listed = ", ".join(map(repr, (indexes or weights)[:5]))
-            what, hint = f"is a folder of {len(indexes or weights)} checkpoints: {listed}", "open one of them"
-        else:
-            what, hint = "is a folder without a checkpoint that torchkeep recognises", "give the file itself"
-        raise UnknownFormatError(what, file=source.name, hint=hint)
+        return open_inner(_only(source), limits)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the one checkpoint of the folder, where its format has checksums."""
-        ckpt = self.open(source, limits)
-        inner = ckpt.file.removeprefix(source.name).lstrip("/\\")
-        try:
-            inside = source.sibling(inner)
-        except OpenError:
-            return
-        check = getattr(recognise(inside, limits), "verify", None)
-        yield from check(inside, limits) if check is not None else ()
+        yield from _verified(_only(source), limits)
+
+
+def _only(source: Source) -> Source:
+    """The file that stands for a folder."""
+    entries = sorted(getattr(source, "entries", ()))
+    indexes = [name for name in entries if name.endswith(_INDEX)]
+    weights = [name for name in entries if name.endswith(_WEIGHTS) and name not in _NOT_WEIGHTS]
+    for found in (indexes, [name for name in _WHOLE if name in entries][:1], weights):
+        if len(found) == 1:
+            return source.sibling(found[0])
+    if _RUN in entries:
+        what, hint = "is the folder of a run", "its weights are tk.Run(path).open(), its list is `torchkeep runs`"
+    elif weights:
+        listed = ", ".join(map(repr, (indexes or weights)[:5]))
+        what, hint = f"is a folder of {len(indexes or weights)} checkpoints: {listed}", "open one of them"
+    else:
+        what, hint = "is a folder without a checkpoint that torchkeep recognises", "give the file itself"
+    raise UnknownFormatError(what, file=source.name, hint=hint)
+
+
+def _verified(source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
+    """What the format of a file finds when it verifies it; nothing where there are no checksums."""
+    check = getattr(recognise(source, limits), "verify", None)
+    yield from check(source, limits) if check is not None else ()

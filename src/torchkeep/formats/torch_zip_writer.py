@@ -22,13 +22,9 @@ from ..core.pieces import Beside, blocks_of, storage_blocks
 from ..core.source import Buffer
 from ..core.tensors import DTYPES, LazyTensor, contiguous_stride, dtype_name
 from ..errors import UnsavableError
+from ._directory import CENTRAL, END, END64, LOCAL, LOCATOR
 from ._pickle_writer import Call, Name, Persistent, write_pickle
 
-_LOCAL = struct.Struct("<4s5H3I2H")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_END = struct.Struct("<4s4H2IH")
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR = struct.Struct("<4sIQI")
 _ALIGN = 64
 _MOST = 0xFFFFFFFF
 _UTF8, _DESCRIPTOR = 0x0800, 0x0008
@@ -75,16 +71,16 @@ class Record:
     def local_header(self) -> bytes:
         """What stands before the bytes, padded so that they begin at a multiple of 64."""
         name, extra = self.name.encode(), self.extra
-        padding = -(self.header + _LOCAL.size + len(name) + len(extra) + 4) % _ALIGN
+        padding = -(self.header + LOCAL.size + len(name) + len(extra) + 4) % _ALIGN
         extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
-        return _LOCAL.pack(b"PK\3\4", 0, self.flags, 0, 0, 0, 0, 0, 0, len(name), len(extra)) + name + extra
+        return LOCAL.pack(b"PK\3\4", 0, self.flags, 0, 0, 0, 0, 0, 0, len(name), len(extra)) + name + extra
 
     def central_header(self) -> bytes:
         """What stands in the directory."""
         name, extra = self.name.encode(), self.extra
         size, needed = min(self.nbytes, _MOST), _VERSION64 if extra else 0
         numbers = (len(name), len(extra), 0, 0, 0, 0, min(self.header, _MOST))
-        return _CENTRAL.pack(b"PK\1\2", 0, needed, self.flags, 0, 0, 0, self.crc, size, size, *numbers) + name + extra
+        return CENTRAL.pack(b"PK\1\2", 0, needed, self.flags, 0, 0, 0, self.crc, size, size, *numbers) + name + extra
 
     def descriptor(self) -> bytes:
         """What stands after the bytes; nothing after none."""
@@ -128,9 +124,9 @@ class Archive:
         return b"".join(
             (
                 headers,
-                _END64.pack(b"PK\6\6", 44, _VERSION64, _VERSION64, 0, 0, count, count, nbytes, self.directory),
-                _LOCATOR.pack(b"PK\6\7", 0, self.directory + nbytes, 1),
-                _END.pack(b"PK\5\6", 0, 0, short, short, min(nbytes, _MOST), min(self.directory, _MOST), 0),
+                END64.pack(b"PK\6\6", 44, _VERSION64, _VERSION64, 0, 0, count, count, nbytes, self.directory),
+                LOCATOR.pack(b"PK\6\7", 0, self.directory + nbytes, 1),
+                END.pack(b"PK\5\6", 0, 0, short, short, min(nbytes, _MOST), min(self.directory, _MOST), 0),
             )
         )
 
