@@ -14,7 +14,8 @@ from torch import nn
 
 from torchkeep.core.names import Selector
 from torchkeep.errors import SelectorError
-from torchkeep.freezing import StayEval, freeze, held_modules, hold, is_held, restore_held, unfreeze
+from torchkeep.freezing import freeze, held_modules, hold, is_held, restore_held, unfreeze
+from torchkeep.freezing.holding import StayEval
 
 
 class Block(nn.Module):

@@ -10,6 +10,8 @@ from . import surgery as surgery
 from .converting import convert as convert
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
+from .core.freezespec import FreezeSpec as FreezeSpec
+from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.report import LoadReport as LoadReport
@@ -20,8 +22,14 @@ from .core.tensors import TensorSpec as TensorSpec
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
+from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
+from .freezing import freeze_spec as freeze_spec
+from .freezing import freeze_state as freeze_state
+from .freezing import param_groups as param_groups
+from .freezing import read_spec as read_spec
 from .freezing import unfreeze as unfreeze
+from .freezing import write_spec as write_spec
 from .inspecting import inspect as inspect
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
@@ -43,10 +51,12 @@ from .verifying import verify as verify
 __all__ = [
     "Checkpoint",
     "Finding",
+    "FreezeSpec",
     "Global",
     "LazyTensor",
     "Limits",
     "LoadReport",
+    "Phase",
     "Record",
     "Run",
     "SaveReport",
@@ -57,15 +67,20 @@ __all__ = [
     "add",
     "convert",
     "devices",
+    "enter_phase",
     "errors",
     "freeze",
+    "freeze_spec",
+    "freeze_state",
     "inspect",
     "is_run",
     "load",
     "load_into",
     "local_store",
     "open",
+    "param_groups",
     "plan_load",
+    "read_spec",
     "salvage",
     "save",
     "scan",
@@ -75,4 +90,5 @@ __all__ = [
     "to_json",
     "unfreeze",
     "verify",
+    "write_spec",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .core.live import identity, unwrapped
+from .core.live import identity, named_modules, unwrapped
 from .core.modulespec import ModuleEntry, ModuleSpec, TensorEntry
 from .core.tensors import dtype_name
 from .freezing import is_held
@@ -30,7 +30,7 @@ def inspect(model: nn.Module) -> ModuleSpec:
     if not isinstance(model, nn.Module):
         raise TypeError(f"inspect describes a live model, not a {type(model).__name__}; a file is opened by tk.open")
     model = unwrapped(model)
-    modules = list(model.named_modules(remove_duplicate=False))
+    modules = list(named_modules(model))
     first: dict[object, str] = {}
     return ModuleSpec(
         class_name=_class_name(model),

@@ -21,7 +21,16 @@ from .core.composite import Chunked, Composite
 from .core.digests import digest_bytes
 from .core.facts import NO_DIGEST, FileFacts, Parts
 from .core.limits import Limits
-from .core.live import AnyTensor, check_savable, shared_storages, spec_of, state_of, tied_names, unwrapped
+from .core.live import (
+    AnyTensor,
+    check_savable,
+    named_parameters,
+    shared_storages,
+    spec_of,
+    state_of,
+    tied_names,
+    unwrapped,
+)
 from .core.modulespec import ModuleSpec
 from .core.pieces import Beside, blocks_of
 from .core.report import SaveReport
@@ -102,7 +111,7 @@ def save_contents(
 
 def _of_module(model: nn.Module) -> Contents:
     state, extra = state_of(model)
-    parameters = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in named_parameters(model)}
     kinds = {name: "parameter" if name in parameters else "buffer" for name in state}
     tensors: dict[str, AnyTensor] = dict(state)
     tree: Any = msgspec.UNSET

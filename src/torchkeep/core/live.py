@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,17 +15,88 @@ from .tensors import DTYPES, LazyTensor, TensorSpec, dtype_name
 AnyTensor = torch.Tensor | LazyTensor
 
 EXTRA_STATE = "_extra_state"
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # compile, checkpointing, FSDP
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's module inside DataParallel, DistributedDataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    """The user's module inside DataParallel, DistributedDataParallel, torch.compile and the like."""
+    while (inner := _inside(model)) is not None:
+        model = inner[1]
+    return model
+
+
+def _inside(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """What a wrapper wraps, and under which key; None for any other module."""
+    for key in _WRAPPED:
+        inner = model._modules.get(key)
+        if inner is not None:
+            return key, inner
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module", model.module
+    return None
+
+
+def named_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module under every path it has, parents first; wrappers do not show, wherever in the model they stand.
+
+    >>> inner = nn.DataParallel(nn.Sequential(nn.Linear(2, 2)))
+    >>> [path for path, _ in named_modules(nn.ModuleDict({"encoder": inner}))]
+    ['', 'encoder', 'encoder.0']
+    """
+    module = unwrapped(model)
+    yield path, module
+    for key, child in module._modules.items():
+        if child is not None:
+            yield from named_modules(child, f"{path}.{key}" if path else key)
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter under every name it has; wrappers do not show."""
+    for path, module in named_modules(model):
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{path}.{key}" if path else key, parameter
+
+
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every buffer under every name it has, those that are not saved too; wrappers do not show."""
+    for path, module in named_modules(model):
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield f"{path}.{key}" if path else key, buffer
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module of a path as `named_modules` gives it.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    module = unwrapped(model)
+    for key in path.split(".") if path else ():
+        module = unwrapped(module.get_submodule(key))
+    return module
+
+
+def _wrapped_steps(model: nn.Module, path: str = "") -> Iterator[str]:
+    """The paths, as a state dict has them, at which one steps from a wrapper into what it wraps."""
+    while (inner := _inside(model)) is not None:
+        path = f"{path}.{inner[0]}" if path else inner[0]
+        yield path
+        model = inner[1]
+    for key, child in model._modules.items():
+        if child is not None:
+            yield from _wrapped_steps(child, f"{path}.{key}" if path else key)
+
+
+def _without(name: str, steps: set[str]) -> str:
+    """A name of a state dict without the steps into wrappers."""
+    kept, path = [], ""
+    for key in name.split("."):
+        path = f"{path}.{key}" if path else key
+        if path not in steps:
+            kept.append(key)
+    return ".".join(kept)
 
 
 def is_extra_state(name: str) -> bool:
@@ -41,8 +112,10 @@ def state_of(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     """
     inner = unwrapped(model)
     live = live_tensors(inner)
+    steps = set(_wrapped_steps(inner))
     tensors, extra = {}, {}
-    for name, value in inner.state_dict(keep_vars=True).items():
+    for key, value in inner.state_dict(keep_vars=True).items():
+        name = _without(key, steps) if steps else key
         if is_extra_state(name) or not isinstance(value, torch.Tensor):
             extra[name] = value
         else:
@@ -52,13 +125,12 @@ def state_of(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 def live_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer under every name it has."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    return {**dict(named_parameters(model)), **dict(named_buffers(model))}
 
 
 def set_extra_state(model: nn.Module, name: str, value: Any) -> None:
     """Give a module the extra state that stood under a name of a state dict."""
-    unwrapped(model).get_submodule(name.rpartition(".")[0]).set_extra_state(value)
+    module_at(model, name.rpartition(".")[0]).set_extra_state(value)
 
 
 def spec_of(tensor: AnyTensor) -> TensorSpec:
