@@ -9,7 +9,7 @@ import torchkeep as tk
 
 PUBLIC = [
     "Checkpoint", "Finding", "Global", "LazyTensor", "Limits", "LoadReport", "Record", "Run", "SaveReport", "Selector",
-    "Source", "TensorSpec", "__version__", "add", "convert", "devices", "errors", "freeze", "inspect", "is_run", "load", "load_into",
+    "Source", "TensorSpec", "__version__", "add", "convert", "devices", "errors", "freeze", "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into",
     "local_store", "open", "plan_load", "salvage", "save", "scan", "show", "strip", "surgery", "to_json", "unfreeze", "verify",
 ]  # fmt: skip
 

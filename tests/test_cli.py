@@ -19,7 +19,7 @@ from torchkeep import errors
 from torchkeep.cli.app import app, main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("inspect", "convert", "load", "scan", "verify", "runs", "demo")
+COMMANDS = ("inspect", "convert", "load", "scan", "verify", "runs", "prune", "gc", "tag", "demo")
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def parts(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in {"lock", "guard"})
 
 
 def flips(folder: Path, count: int, seed: int) -> None:

@@ -16,6 +16,10 @@ from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.report import LoadReport as LoadReport
 from .core.report import SaveReport as SaveReport
+from .core.retention import KeepBest as keep_best
+from .core.retention import KeepEvery as keep_every
+from .core.retention import KeepLast as keep_last
+from .core.retention import KeepTagged as keep_tagged
 from .core.source import Source as Source
 from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
@@ -74,6 +78,10 @@ __all__ = [
     "freeze_state",
     "inspect",
     "is_run",
+    "keep_best",
+    "keep_every",
+    "keep_last",
+    "keep_tagged",
     "load",
     "load_into",
     "local_store",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from .core.pieces import Cast
 from .core.report import ConvertReport, SaveReport
 from .core.tensors import LazyTensor, StorageRef, TensorSpec, dtype_name
 from .core.tree import ABSENT, Global, Record
+from .core.units import parse_bytes
 from .engines.buffered import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
@@ -35,7 +35,6 @@ from .opening import PathLike, open_checkpoint
 from .saving import Contents, Progress, counted, lost, of_opened, of_tensors, save_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _CAST = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SHORT = {
     "bf16": torch.bfloat16,
@@ -215,12 +214,10 @@ class _Casting:
 
 
 def _nbytes(size: int | str) -> int:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[iI]?[bB]?)\s*", str(size))
-    unit = found[2].upper() if found else ""
-    unit = unit if unit.endswith("B") or not unit else f"{unit}B"
-    if found is None or _UNITS.get("" if unit == "B" else unit) is None or float(found[1]) <= 0:
-        raise SaveError(f"{size!r} is no size", hint="write 5GB, 500MB, 4GiB or a number of bytes")
-    return int(float(found[1]) * _UNITS["" if unit == "B" else unit])
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        raise SaveError(str(error), hint="it bounds the size of one file") from error
 
 
 def _shards(contents: Contents, parts: list[Contents], path: Path, progress: Progress | None) -> SaveReport:

@@ -180,6 +180,10 @@ class UnsavableError(SaveError):
         self.path = path
 
 
+class ResumeWarning(UserWarning):
+    """Something of a resumed run is not as it was: a snapshot was skipped, or a part was not restored."""
+
+
 class RunLockedError(SaveError):
     """Another process holds the write lock of this run."""
 

@@ -7,21 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from .core.digests import digest_bytes, tensor_bytes
 from .core.history import decode_history, whole_lines
 from .core.limits import Limits
-from .core.manifest import Body, pack_id, unseal
+from .core.manifest import Body, pack_id
 from .core.report import Damage, VerifyReport
 from .core.source import Source, read_all
+from .core.spans import Span, gaps, span_text, spans_of, within
 from .core.tensors import LazyTensor, dtype_name
 from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
 from .formats._dispatch import recognise
 from .formats.safetensors import Safetensors, read_header, stored_tensors
 from .opening import PathLike, as_source
 from .running.archive import MARKER, MARKER_BYTES, Archive, pack_key
-from .running.run import BEST, HISTORY, local_store
+from .running.journal import HISTORY
+from .running.retention import PRUNED, pruned_spans
+from .running.run import local_store
+from .running.tags import TAGS, pointed
 from .saving import Progress
 from .stores import Store
 
@@ -130,20 +132,62 @@ def _run(tally: _Tally, store: Store) -> None:
         ) from None
     tally.add(MARKER, len(marker), "" if marker == MARKER_BYTES else "it is not as it was written")
     archive = Archive(store)
-    sources = {ident: store.source(pack_key(ident)) for ident in sorted(archive.packs())}
-    tally.total = sum(source.size for source in sources.values())
-    packs = {ident: _pack(tally, ident, source) for ident, source in sources.items()}
-    bodies = []
-    for sequence in range(1, max(archive.sequences(), default=0) + 1):
-        body = _manifest(tally, archive, sequence)
-        if body is not None:
-            bodies.append(body)
-            _entries(tally, body, packs)
-    _history(tally, store, bodies)
-    _tag(tally, store, {body.sequence for body in bodies})
-    named = {ident for body in bodies for ident in body.packs}
+    bodies, unreadable = _manifests(tally, archive)  # first: a pack is there before the manifest that names it
+    idents = sorted(archive.packs())
+    tally.total = tally.nbytes + sum(archive.size(ident) for ident in idents)
+    packs = {ident: _pack(tally, ident, source) for ident in idents if (source := _source(store, pack_key(ident)))}
+    for body in bodies.values():
+        _entries(tally, archive, body, packs)
+    pruned = _pruned(tally, store)
+    later = set(archive.sequences()) - bodies.keys() - unreadable
+    _gaps(tally, spans_of(bodies.keys() | unreadable), pruned)
+    _history(tally, store, bodies.values())
+    _tags(tally, store, [*pruned, *spans_of(bodies.keys() | later)])
+    named = {ident for body in bodies.values() for ident in body.packs}
     for ident in packs.keys() - named:
-        tally.notes.append(f"{pack_key(ident)} belongs to no intact snapshot")
+        if not later:
+            tally.notes.append(f"{pack_key(ident)} belongs to no intact snapshot")
+
+
+def _source(store: Store, key: str) -> Source | None:
+    try:
+        return store.source(key)
+    except KeyNotFoundError:  # removed since it was listed
+        return None
+
+
+def _manifests(tally: _Tally, archive: Archive) -> tuple[dict[int, Body], set[int]]:
+    """The manifests that are intact, and the numbers of the others; one that is pruned meanwhile is neither."""
+    bodies: dict[int, Body] = {}
+    unreadable: set[int] = set()
+    for sequence in archive.sequences():
+        try:
+            bodies[sequence] = archive.body(sequence)
+            tally.add(f"snapshot {sequence}", 0)
+        except KeyNotFoundError:
+            continue
+        except OpenError as error:
+            unreadable.add(sequence)
+            tally.add(f"snapshot {sequence}", 0, error.brief)
+    return bodies, unreadable
+
+
+def _pruned(tally: _Tally, store: Store) -> list[Span]:
+    try:
+        spans = pruned_spans(store)
+    except CorruptCheckpointError as error:
+        tally.add(PRUNED, 0, error.brief)
+        return []
+    if spans:
+        tally.add(PRUNED, 0)
+    return spans
+
+
+def _gaps(tally: _Tally, there: list[Span], pruned: list[Span]) -> None:
+    """Numbers are given one after another, so one that is missing was pruned or lost."""
+    highest = there[-1][1] if there else 0
+    for span in gaps([*there, *pruned], highest):
+        tally.add(f"snapshot {span_text(span)}", 0, "it is missing, and later ones are there")
 
 
 def _pack(tally: _Tally, ident: str, source: Source) -> dict[str, tuple[str, str, tuple[int, ...]]]:
@@ -161,21 +205,9 @@ def _pack(tally: _Tally, ident: str, source: Source) -> dict[str, tuple[str, str
     return found
 
 
-def _manifest(tally: _Tally, archive: Archive, sequence: int) -> Body | None:
-    what = f"snapshot {sequence}"
-    try:
-        body = archive.body(sequence)
-    except KeyNotFoundError:
-        tally.add(what, 0, "it is missing, and later ones are there")
-        return None
-    except OpenError as error:
-        tally.add(what, 0, error.brief)
-        return None
-    tally.add(what, 0)
-    return body
-
-
-def _entries(tally: _Tally, body: Body, packs: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]]) -> None:
+def _entries(
+    tally: _Tally, archive: Archive, body: Body, packs: dict[str, dict[str, tuple[str, str, tuple[int, ...]]]]
+) -> None:
     wrong: dict[str, list[str]] = {}
     for entry in body.entries:
         if entry.pack >= 0:
@@ -183,6 +215,8 @@ def _entries(tally: _Tally, body: Body, packs: dict[str, dict[str, tuple[str, st
             held = packs.get(ident, {}).get(entry.key or entry.name)
             if held != (entry.digest, entry.dtype, tuple(entry.shape)):
                 wrong.setdefault(ident, []).append(entry.name)
+    if wrong and body.sequence not in archive.sequences():
+        return  # it was pruned meanwhile, so its packs may be gone
     for ident, names in wrong.items():
         reason = "is damaged" if ident in packs else "is missing"
         tally.damaged.append(
@@ -207,16 +241,14 @@ def _history(tally: _Tally, store: Store, bodies: Iterable[Body]) -> None:
             tally.damaged.append(Damage(HISTORY, f"the part that belongs to snapshot {body.sequence} changed"))
 
 
-def _tag(tally: _Tally, store: Store, sequences: set[int]) -> None:
-    try:
-        data = read_all(store.source(BEST))
-    except KeyNotFoundError:
-        return
-    try:
-        sequence = msgspec.json.decode(unseal(data, file=BEST))["sequence"]
-        problem = "" if sequence in sequences else f"it points to snapshot {sequence}, which is not intact"
-    except CorruptCheckpointError as error:
-        problem = error.brief
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
-        problem = f"it cannot be read: {error}"
-    tally.add(BEST, len(data), problem)
+def _tags(tally: _Tally, store: Store, known: list[Span]) -> None:
+    """What a tag points to must be there, or have been pruned."""
+    for key in store.keys(TAGS):
+        try:
+            sequence = pointed(store, key)
+            problem = "" if within(known, sequence) else f"it points to snapshot {sequence}, which is not intact"
+        except KeyNotFoundError:  # removed since it was listed
+            continue
+        except CorruptCheckpointError as error:
+            problem = error.brief
+        tally.add(key, 0, problem)

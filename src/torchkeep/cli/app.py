@@ -10,7 +10,7 @@ import typer
 
 import torchkeep as tk
 
-from . import convert, demo, inspect, load, runs, salvage, scan, verify
+from . import convert, demo, gc, inspect, load, prune, runs, salvage, scan, tag, verify
 from .output import fail
 
 app = typer.Typer(
@@ -45,6 +45,9 @@ app.command()(scan.scan)
 app.command()(salvage.salvage)
 app.command()(verify.verify)
 app.command()(runs.runs)
+app.command()(prune.prune)
+app.command()(gc.gc)
+app.command()(tag.tag)
 app.command()(demo.demo)
 
 

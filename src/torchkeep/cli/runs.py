@@ -16,7 +16,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="A run, or a folder with runs in it.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the snapshots of a run: step, metrics, what each one wrote, which is best."""
+    """List the snapshots of a run: step, metrics, tags, what each one wrote, which is best."""
     if not folder.exists():
         raise tk.errors.CheckpointNotFoundError("there is no such folder", file=str(folder), hint="check the path")
     found = [folder] if tk.is_run(folder) else sorted(path for path in _folders(folder) if tk.is_run(path))

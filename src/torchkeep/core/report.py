@@ -207,7 +207,8 @@ class ResumeReport:
         next_step: what `resume` returned.
         restored: what was restored: `model`, `optimizer`, `scheduler`, `rng`.
         skipped: newer snapshots that are damaged, each with the reason.
-        notes: what was not restored, or differs from the snapshot.
+        notes: what was changed to be as in the snapshot.
+        lost: what is not as it was saved.
         extra: the `extra` that was saved.
     """
 
@@ -217,17 +218,19 @@ class ResumeReport:
     restored: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     extra: Any = None
 
     def __str__(self) -> str:
         if not self.sequence:
-            return "\n".join(["nothing to resume: the run is new", *_skips(self.skipped)])
+            return "nothing to resume: the run is new"
         head = f"resumed from snapshot {self.sequence} (step {self.step}): {', '.join(self.restored)}"
-        return "\n".join([head, *_skips(self.skipped), *(f"  {note}" for note in self.notes)])
+        return "\n  ".join([head, *self.skips, *self.lost, *self.notes])
 
-
-def _skips(skipped: tuple[Skipped, ...]) -> list[str]:
-    return [f"  snapshot {one.sequence} was skipped: {one.reason}" for one in skipped]
+    @property
+    def skips(self) -> tuple[str, ...]:
+        """A sentence for each snapshot that was skipped."""
+        return tuple(f"snapshot {one.sequence} was skipped: {one.reason}" for one in self.skipped)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -63,12 +63,18 @@ def spec_of_entry(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(torch_dtype(dtype), tuple(shape))
 
 
+def value_of(snapshot: Snapshot, metric: str) -> float | None:
+    """The value of a metric that can be compared: None if it was not logged, is no number or NaN."""
+    value = snapshot.metrics.get(metric)
+    return None if not isinstance(value, (int, float)) or math.isnan(value) else value
+
+
 def best_of(snapshots: Iterable[Snapshot], metric: str, mode: str) -> Snapshot | None:
     """The snapshot with the lowest (`min`) or highest (`max`) value of a metric; NaN never wins, the earliest does."""
     best: Snapshot | None = None
     for snapshot in snapshots:
-        value = snapshot.metrics.get(metric)
-        if not isinstance(value, (int, float)) or math.isnan(value):
+        value = value_of(snapshot, metric)
+        if value is None:
             continue
         held = best.metrics[metric] if best is not None else None
         if held is None or (value < held if mode == "min" else value > held):
@@ -78,13 +84,14 @@ def best_of(snapshots: Iterable[Snapshot], metric: str, mode: str) -> Snapshot |
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The snapshots of a run as one table, with what is damaged among them."""
+    """The snapshots of a run as one table, with what is damaged among them, and the names that were given to some."""
 
     path: str
     snapshots: tuple[Snapshot, ...]
     best: Snapshot | None
     records: int
     damaged: tuple[str, ...] = ()
+    tags: Mapping[str, int] = field(default_factory=dict)
 
     def table(self) -> Table:
         """One row a snapshot."""
@@ -92,7 +99,7 @@ class RunSummary:
         metrics = [key for key in logged if key not in {"epoch", "step"}][:4]
         rows = tuple(
             (
-                str(one.sequence) + (" best" if self.best and one.sequence == self.best.sequence else ""),
+                " ".join([str(one.sequence), ", ".join(self._names(one.sequence))]).rstrip(),
                 str(one.step),
                 str(one.parent or ""),
                 datetime.fromtimestamp(one.created).strftime("%m-%d %H:%M:%S"),
@@ -109,6 +116,10 @@ class RunSummary:
             rows=rows,
             notes=tuple(f"damaged: {what}" for what in self.damaged),
         )
+
+    def _names(self, sequence: int) -> list[str]:
+        best = ["best"] if self.best is not None and sequence == self.best.sequence else []
+        return best + sorted(name for name, pointed in self.tags.items() if pointed == sequence)
 
     def __str__(self) -> str:
         return str(self.table())

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..core.source import Buffer
@@ -46,16 +46,24 @@ def write_file(
     """
     start = path.name.encode()[:80].decode(errors="ignore")  # a name has at most 255 bytes
     temporary = path.with_name(f"{TEMPORARY}{start}-{secrets.token_hex(6)}")
+    asked = 0
+
+    def counted() -> Iterator[Buffer]:
+        nonlocal asked
+        for piece in pieces:
+            asked += memoryview(piece).nbytes
+            yield piece
+
     try:
         try:
-            _fill(temporary, pieces, nbytes, durable, finish)
+            _fill(temporary, counted(), nbytes, durable, finish)
             committed = _publish(temporary, path, replace)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
     except OSError as error:
-        raise save_error(error, path, nbytes) from error
-    if durable and committed:
+        raise save_error(error, path, max(nbytes, asked)) from error
+    if durable:  # also where the name was there: who gave it may have been killed before it was durable
         try:
             sync_folder(path.parent)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..core.digests import digest_tensors, tensor_bytes
 from ..core.facts import KEY, FileFacts
 from ..core.limits import Limits
 from ..core.live import spec_of, tied_names
-from ..core.manifest import FORMAT_VERSION, Body, Entry, HistoryMark, decode_manifest, encode_manifest, pack_id
+from ..core.manifest import FORMAT_VERSION, Body, HistoryMark, decode_manifest, encode_manifest, pack_id, unseal
 from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
 from ..core.source import Buffer, read_all
 from ..core.tensors import LazyTensor, TensorSpec, dtype_name
@@ -23,50 +24,13 @@ from ..errors import CorruptCheckpointError, KeyNotFoundError, OpenError, SaveEr
 from ..formats.layout import lay_out, without_code
 from ..formats.safetensors import Safetensors
 from ..stores import Store
+from .packing import Content, Place, entries_of, plan_pack
 
 MARKER = "torchkeep.json"
 MARKER_BYTES = b'{"format":"torchkeep-run","version":1,"features":[]}\n'
 SNAPSHOTS, PACKS = "snapshots/", "packs/"
-
-Content = tuple[str, str, tuple[int, ...]]
-"""What makes two stored tensors the same: digest, dtype, shape."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes lie: a pack, empty for the one that is about to be written, and the key in it."""
-
-    pack: str
-    key: str
-
-
-@dataclass(frozen=True)
-class PackPlan:
-    """Which tensors a save has to write and where it finds the others.
-
-    Attributes:
-        places: full name -> place, for every tensor that is not tied to another.
-        new: full names to write into one new pack.
-        digests: full name -> BLAKE3, those of tied names left out.
-    """
-
-    places: Mapping[str, Place]
-    new: tuple[str, ...]
-    digests: Mapping[str, str]
-
-
-def plan_pack(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], known: Mapping[Content, Place]) -> PackPlan:
-    """Decide from digests alone what is new in the run; equal tensors of one save are written once."""
-    places: dict[str, Place] = {}
-    fresh: dict[Content, Place] = {}
-    new = []
-    for name, digest in digests.items():
-        content = (digest, dtype_name(specs[name].dtype), specs[name].shape)
-        if content not in known and content not in fresh:
-            fresh[content] = Place("", name)
-            new.append(name)
-        places[name] = known.get(content) or fresh[content]
-    return PackPlan(places, tuple(new), digests)
+CONDEMNED = "condemned.json"
+AGAIN = "again"  # in the header of a pack: how often one with these tensors was condemned and written anew
 
 
 @dataclass(frozen=True)
@@ -76,6 +40,15 @@ class Committed:
     body: Body
     bytes_written: int
     tensors_written: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A snapshot that was read: its manifest, and its tensors by full name, not read and read."""
+
+    body: Body
+    lazy: Mapping[str, LazyTensor]
+    tensors: dict[str, torch.Tensor]
 
 
 class Archive:
@@ -89,6 +62,13 @@ class Archive:
         self._snapshots: dict[int, Snapshot] = {}
         self._unreadable: dict[int, str] = {}
         self._counted: set[str] = set()
+        self._sizes: dict[str, int] = {}
+        self._opened: set[str] = set()
+
+    def guarded(self, *, exclusive: bool) -> AbstractContextManager[None]:
+        """Keep saving (shared) and removing (exclusive) apart, where the store can; else the grace period has to."""
+        guard = getattr(self._store, "guard", None)
+        return nullcontext() if guard is None else guard(exclusive)
 
     def mark(self) -> None:
         """Make the store a run, or check that it is one this version can write."""
@@ -99,6 +79,13 @@ class Archive:
             return
         check_marker(read_all(source))
 
+    def newest_first(self) -> Iterator[int]:
+        """Numbers of all snapshots. At the end it looks again for what was committed meanwhile."""
+        seen: set[int] = set()
+        while fresh := [sequence for sequence in reversed(self.sequences()) if sequence not in seen]:
+            seen.update(fresh)
+            yield from fresh
+
     def sequences(self) -> list[int]:
         """Numbers of all snapshots, damaged ones included, in ascending order."""
         names = (key.removeprefix(SNAPSHOTS).removesuffix(".json") for key in self._store.keys(SNAPSHOTS))
@@ -108,9 +95,10 @@ class Archive:
         """The manifest of a snapshot, its digest checked.
 
         Raises:
+            KeyNotFoundError: it is not there, or not any more.
             CorruptCheckpointError: it is damaged.
         """
-        source = self._store.source(f"{SNAPSHOTS}{sequence}.json")
+        source = self._store.source(manifest_key(sequence))
         body = decode_manifest(read_all(source), file=source.name)
         if body.sequence != sequence:
             raise CorruptCheckpointError(f"says it is snapshot {body.sequence}", file=source.name)
@@ -121,12 +109,16 @@ class Archive:
         return {key.removeprefix(PACKS).removesuffix(".safetensors") for key in self._store.keys(PACKS)}
 
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """The intact snapshots, oldest first; each manifest is read once, a damaged one again."""
-        for sequence in self.sequences():
+        """The snapshots whose manifests are intact, oldest first; each is read once, a damaged one again."""
+        there = self.sequences()
+        self._forget((self._snapshots.keys() | self._unreadable.keys()) - set(there))
+        for sequence in there:
             if sequence not in self._snapshots:
+                self._unreadable.pop(sequence, None)
                 try:
                     self._register(self.body(sequence))
-                    self._unreadable.pop(sequence, None)
+                except KeyNotFoundError:  # pruned since it was listed
+                    continue
                 except CorruptCheckpointError as error:
                     self._unreadable[sequence] = error.brief
         return tuple(self._snapshots[sequence] for sequence in sorted(self._snapshots))
@@ -134,15 +126,33 @@ class Archive:
     def unreadable(self) -> dict[int, str]:
         """For each damaged manifest the reason."""
         self.snapshots()
-        return self._unreadable
+        return dict(self._unreadable)
+
+    def named(self) -> set[str]:
+        """Ids of the packs that the readable manifests name."""
+        return {ident for snapshot in self._snapshots.values() for ident in snapshot.packs}
 
     def _register(self, body: Body) -> None:
-        """Remember a snapshot, and where its tensors lie for later ones that have the same."""
+        """Remember a snapshot, and where its tensors lie for later ones that have the same; the newest place counts."""
         self._snapshots[body.sequence] = snapshot_of(body, self._counted)
         for entry in body.entries:
             if entry.pack >= 0:
                 place = Place(body.packs[entry.pack], entry.key or entry.name)
-                self._known.setdefault((entry.digest, entry.dtype, tuple(entry.shape)), place)
+                self._known[entry.digest, entry.dtype, tuple(entry.shape)] = place
+
+    def _forget(self, gone: set[int]) -> None:
+        """Snapshots were pruned: what was known of packs that no other one names is known no longer."""
+        for sequence in gone:
+            self._snapshots.pop(sequence, None)
+            self._unreadable.pop(sequence, None)
+        if gone:
+            named = self.named()
+            self._known = {content: place for content, place in self._known.items() if place.pack in named}
+            self._verified = {place for place in self._verified if place.pack in named}
+            self._sizes = {ident: size for ident, size in self._sizes.items() if ident in named}
+            self._damaged_packs &= named
+            self._opened &= named
+            self._counted = {digest for digest, _, _ in self._known}
 
     def commit(
         self,
@@ -159,24 +169,26 @@ class Archive:
         own = {name: tensor for name, tensor in tensors.items() if name not in tied and tensor.device.type != "meta"}
         digests = dict(zip(own, digest_tensors(list(own.values())), strict=True))
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
-        plan = plan_pack(specs, digests, self._usable(specs, digests))
-        pack, written = self._write_pack({name: own[name] for name in plan.new}, digests) if plan.new else ("", 0)
-        entries, packs = _entries(tensors, tied, plan, pack)
-        body = Body(
-            version=FORMAT_VERSION,
-            sequence=0,
-            parent=parent,
-            step=step,
-            created=time.time(),
-            packs=packs,
-            entries=entries,
-            state=state,
-            history=history,
-            metrics=metrics,
-            producer=PRODUCER,
-        )
-        body, manifest = self._put_manifest(body)
+        with self.guarded(exclusive=False):  # what is found in the run stays until the manifest names it
+            plan = plan_pack(specs, digests, self._usable(specs, digests))
+            pack, written = self._write_pack({name: own[name] for name in plan.new}, digests) if plan.new else ("", 0)
+            entries, packs = entries_of(tensors, tied, plan, pack)
+            body = Body(
+                version=FORMAT_VERSION,
+                sequence=0,
+                parent=parent,
+                step=step,
+                created=time.time(),
+                packs=packs,
+                entries=entries,
+                state=state,
+                history=history,
+                metrics=metrics,
+                producer=PRODUCER,
+            )
+            body, manifest = self._put_manifest(body)
         self._register(body)
+        self._opened.update(body.packs)
         return Committed(body, written + manifest, len(plan.new))
 
     def _put_manifest(self, body: Body) -> tuple[Body, int]:
@@ -184,24 +196,34 @@ class Archive:
         while True:
             body = msgspec.structs.replace(body, sequence=max(self.sequences(), default=0) + 1)
             data = encode_manifest(body)
-            if self._store.put(f"{SNAPSHOTS}{body.sequence}.json", [data], nbytes=len(data)):
+            if self._store.put(manifest_key(body.sequence), [data], nbytes=len(data)):
                 return body, len(data)
 
     def _write_pack(self, tensors: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> tuple[str, int]:
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
         odd = without_code(specs)
-        facts = {KEY: msgspec.json.encode(FileFacts(kind="pack", dtypes=odd)).decode()} if odd else {}
-        layout = lay_out(specs, {"format": "pt", **facts})
-        ident = pack_id(layout.header[8:], [digests[name] for name in layout.order])
+        facts = {"format": "pt"}
+        if odd:
+            facts[KEY] = msgspec.json.encode(FileFacts(kind="pack", dtypes=odd)).decode()
+        condemned = self.condemned()
+        while True:
+            layout = lay_out(specs, facts)
+            ident = pack_id(layout.header[8:], [digests[name] for name in layout.order])
+            if ident not in condemned:
+                break
+            facts[AGAIN] = f"{int(facts.get(AGAIN, '0')) + 1}"  # another header, so another name
 
         def pieces() -> Iterator[Buffer]:
             yield layout.header
             for name in layout.order:
                 yield tensor_bytes(tensors[name])
 
-        # A pack of this name has these very bytes, so one that is there is fine, unless it is known to be damaged.
+        # A pack of this name had these very bytes when it was written; one that is there is kept if it still has them.
         repair = ident in self._damaged_packs
-        self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=repair)
+        contents = {name: (digests[name], dtype_name(specs[name].dtype), specs[name].shape) for name in tensors}
+        put = self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=repair)
+        if not put and not self._intact(ident, contents):
+            self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=True)
         self._damaged_packs.discard(ident)
         self._verified.update(Place(ident, name) for name in tensors)
         return ident, layout.total
@@ -212,18 +234,15 @@ class Archive:
         What this process has neither written nor verified is read once and hashed before it is relied on.
         """
         self.snapshots()
+        usable = (self.named() & self.packs()) - self._damaged_packs - self.condemned().keys()
         wanted = {(digest, dtype_name(specs[name].dtype), specs[name].shape) for name, digest in digests.items()}
         found = {content: self._known[content] for content in wanted if content in self._known}
+        found = {content: place for content, place in found.items() if place.pack in usable}
         unverified: dict[str, dict[str, Content]] = {}
         for content, place in found.items():
             if place not in self._verified:
                 unverified.setdefault(place.pack, {})[place.key] = content
-        self._damaged_packs |= {place.pack for place in found.values()} - self.packs()
-        self._damaged_packs |= {
-            ident
-            for ident, contents in unverified.items()
-            if ident not in self._damaged_packs and not self._intact(ident, contents)
-        }
+        self._damaged_packs |= {ident for ident, contents in unverified.items() if not self._intact(ident, contents)}
         return {content: place for content, place in found.items() if place.pack not in self._damaged_packs}
 
     def _intact(self, ident: str, contents: Mapping[str, Content]) -> bool:
@@ -238,36 +257,74 @@ class Archive:
             self._verified.update(Place(ident, key) for key in contents)
         return same
 
+    def condemned(self) -> dict[str, float]:
+        """Packs that a collection has marked and a later one removes: id -> when, in seconds since 1970.
+
+        Only where the store has no guard: there a save must not rely on them.
+        """
+        if hasattr(self._store, "guard"):
+            return {}
+        try:
+            data = read_all(self._store.source(CONDEMNED))
+        except KeyNotFoundError:
+            return {}
+        try:
+            return msgspec.json.decode(unseal(data, file=CONDEMNED), type=dict[str, float])
+        except (CorruptCheckpointError, msgspec.DecodeError, ValueError):
+            return {}  # a collection that finds it so waits the whole grace period again
+
+    def size(self, ident: str) -> int:
+        """Bytes of a pack; 0 if it is not there."""
+        if ident not in self._sizes:
+            try:
+                self._sizes[ident] = self._store.source(pack_key(ident)).size
+            except KeyNotFoundError:
+                return 0
+        return self._sizes[ident]
+
+    def missing(self) -> dict[int, list[str]]:
+        """For each snapshot with packs that are not there, their ids; whether packs are whole, only verify tells."""
+        snapshots, there = self.snapshots(), self.packs()
+        found = {one.sequence: [ident for ident in one.packs if ident not in there] for one in snapshots}
+        still = set(self.sequences())  # of a snapshot that was pruned meanwhile the packs may be gone rightly
+        return {sequence: idents for sequence, idents in found.items() if idents and sequence in still}
+
     def missing_packs(self) -> tuple[str, ...]:
-        """For each pack that is not there, the snapshots that need it; whether packs are whole, only verify tells."""
-        there = self.packs()
+        """For each pack that is not there, the snapshots that need it, as text."""
         needed: dict[str, list[str]] = {}
-        for snapshot in self.snapshots():
-            for ident in snapshot.packs:
-                if ident not in there:
-                    needed.setdefault(ident, []).append(str(snapshot.sequence))
+        for sequence, idents in self.missing().items():
+            for ident in idents:
+                needed.setdefault(ident, []).append(str(sequence))
         return tuple(
             f"pack {ident[:12]}... is missing; snapshots {', '.join(who)} need it" for ident, who in needed.items()
         )
 
-    def lazy(self, body: Body) -> dict[str, LazyTensor]:
-        """The tensors of a snapshot by full name, none of them read."""
-        opened = {ident: self._open(ident, body) for ident in body.packs}
-        return {
-            entry.name: opened[body.packs[entry.pack]][entry.key or entry.name].replace(
-                requires_grad=entry.requires_grad, device=entry.device
-            )
-            for entry in body.entries
-            if entry.pack >= 0
-        }
+    def opens(self, snapshot: Snapshot) -> bool:
+        """Whether all packs of a snapshot can be opened; their tensors are not read."""
+        try:
+            for ident in set(snapshot.packs) - self._opened:
+                Safetensors().open(self._store.source(pack_key(ident)), Limits())
+                self._opened.add(ident)
+        except (KeyNotFoundError, OpenError):
+            return False
+        return True
 
-    def tensors(self, body: Body) -> dict[str, torch.Tensor]:
-        """Every tensor of a snapshot, its digest checked. They are views of the mapped packs: copy before writing.
+    def load(self, sequence: int) -> Loaded:
+        """A snapshot with its tensors, each digest checked. They are views of the mapped packs: copy before writing.
 
         Raises:
-            CorruptCheckpointError: a pack is missing or damaged; it names the pack and the tensors.
+            KeyNotFoundError: it is not there, or was pruned while it was read.
+            CorruptCheckpointError: it is damaged; what is said names the pack and the tensors.
         """
-        opened = {ident: self._open(ident, body) for ident in body.packs}
+        body = self.body(sequence)
+        try:
+            opened = {ident: self._open(ident, body) for ident in body.packs}
+            return Loaded(body, _lazy(body, opened), self._tensors(body, opened))
+        except CorruptCheckpointError:
+            self._store.source(manifest_key(sequence))  # where it is gone its packs may be: pruned, not damaged
+            raise
+
+    def _tensors(self, body: Body, opened: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, torch.Tensor]:
         out: dict[str, torch.Tensor] = {}
         for entry in body.entries:
             spec = spec_of_entry(entry.dtype, entry.shape)
@@ -290,21 +347,40 @@ class Archive:
         return out
 
     def _open(self, ident: str, body: Body) -> Mapping[str, LazyTensor]:
+        names = [entry.name for entry in body.entries if entry.pack >= 0 and body.packs[entry.pack] == ident]
         try:
             return Safetensors().open(self._store.source(pack_key(ident)), Limits())
-        except (KeyNotFoundError, OpenError) as error:
-            names = [entry.name for entry in body.entries if entry.pack >= 0 and body.packs[entry.pack] == ident]
-            reason = "is missing" if isinstance(error, KeyNotFoundError) else f"cannot be read ({error.brief})"
-            raise self._damage(ident, names, reason) from error
+        except KeyNotFoundError as error:
+            raise _bad_pack(ident, names, "is missing") from error
+        except OpenError as error:
+            raise self._damage(ident, names, f"cannot be read ({error.brief})") from error
 
     def _damage(self, ident: str, names: Sequence[str], reason: str) -> CorruptCheckpointError:
         self._damaged_packs.add(ident)
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return CorruptCheckpointError(
-            f"{reason}; it is needed for {listed}",
-            file=pack_key(ident),
-            hint="`torchkeep verify` on the run lists all damage; an older snapshot may be whole",
-        )
+        return _bad_pack(ident, names, reason)
+
+
+def _bad_pack(ident: str, names: Sequence[str], reason: str) -> CorruptCheckpointError:
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return CorruptCheckpointError(
+        f"{reason}; it is needed for {listed}",
+        file=pack_key(ident),
+        hint="`torchkeep verify` on the run lists all damage; an older snapshot may be whole",
+    )
+
+
+def _lazy(body: Body, opened: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTensor]:
+    """The tensors of a snapshot by full name, none of them read."""
+    return {
+        entry.name: lazy.replace(requires_grad=entry.requires_grad, device=entry.device)
+        for entry in body.entries
+        if entry.pack >= 0 and (lazy := opened[body.packs[entry.pack]].get(entry.key or entry.name)) is not None
+    }
+
+
+def manifest_key(sequence: int) -> str:
+    """The key of a manifest in the store."""
+    return f"{SNAPSHOTS}{sequence}.json"
 
 
 def pack_key(ident: str) -> str:
@@ -327,28 +403,3 @@ def check_marker(data: bytes) -> None:
         ) from error
     if marker.get("format") != "torchkeep-run" or marker.get("version") != FORMAT_VERSION or marker.get("features"):
         raise SaveError(f"{MARKER} names a format that this torchkeep cannot write: {marker}", hint="upgrade torchkeep")
-
-
-def _entries(
-    tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str], plan: PackPlan, pack: str
-) -> tuple[list[Entry], list[str]]:
-    """The entries of a manifest, and the packs that they index; `pack` is the one that was just written."""
-    packs: dict[str, int] = {}
-    entries = []
-    for name, tensor in tensors.items():
-        origin = tied.get(name, name)
-        place = plan.places.get(origin)  # None for a tensor on the meta device, which has no bytes
-        entries.append(
-            Entry(
-                name=name,
-                dtype=dtype_name(tensor.dtype),
-                shape=tuple(tensor.shape),
-                digest=plan.digests.get(origin, ""),
-                pack=packs.setdefault(place.pack or pack, len(packs)) if place else -1,
-                key="" if place is None or place.key == name else place.key,
-                requires_grad=tensor.requires_grad,
-                tied=tied.get(name, ""),
-                device=str(tensor.device),
-            )
-        )
-    return entries, list(packs)

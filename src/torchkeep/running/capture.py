@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import msgspec
 import torch
 from torch import nn
 
 from ..core import tagged
 from ..core import tree as trees
-from ..core.live import check_savable, state_of, unwrapped
+from ..core.live import check_savable, named_parameters, state_of, unwrapped
 from ..errors import UnsavableError
-from ..freezing import held_modules
+from ..freezing import freeze_state, held_modules
+from .randomness import generator_state, random_state
+from .tracking import GENERATOR, MODULE, OPTIMIZER, class_name, group_names, kind_of, of_kind, parameter_names
 
 
 @dataclass
@@ -44,23 +45,41 @@ class Captured:
             raise
 
 
-def capture(model: nn.Module | None, optimizer: Any, scheduler: Any, extra: Any) -> Captured:
+def capture(objects: Mapping[str, Any], *, extra: Any = None, data: Any = None, gradients: bool = False) -> Captured:
     """Everything a snapshot holds.
+
+    Args:
+        objects: the tracked objects by name.
+        extra: what the caller wants kept beside them.
+        data: positions in the data.
+        gradients: keep the gradients of modules too.
 
     Raises:
         UnsavableError: some value cannot be written without pickle; `.path` says where.
     """
     captured = Captured()
-    if model is not None:
-        _model(captured, model)
-    if optimizer is not None:
-        _optimizer(captured, optimizer, parameter_names(model))
-    if scheduler is not None:
-        state = captured.add_tree("scheduler", scheduler.state_dict())
-        captured.state["scheduler"] = {"class": class_name(scheduler), "state": state}
+    names = parameter_names(objects)
+    for name, value in objects.items():
+        kind = kind_of(name, value)
+        if kind == MODULE:
+            state = _module(captured, name, value)
+        elif kind == OPTIMIZER:
+            state = _optimizer(captured, name, value, names)
+        else:
+            content = generator_state(value) if kind == GENERATOR else value.state_dict()
+            state = {"state": captured.add_tree(name, content)}
+        captured.state[name] = {
+            "kind": kind,
+            "class": class_name(unwrapped(value) if kind == MODULE else value),
+            **state,
+        }
+    if gradients:
+        captured.state["gradients"] = _gradients(captured, of_kind(objects, MODULE))
+    if data:
+        captured.state["data"] = captured.add_tree("data", data)
     if extra is not None:
         captured.state["extra"] = captured.add_tree("extra", extra)
-    _random(captured)
+    captured.state["rng"] = captured.add_tree("rng", random_state())
     for name, tensor in captured.tensors.items():
         check_savable(name, tensor)
         if tensor.device.type == "meta":
@@ -70,36 +89,24 @@ def capture(model: nn.Module | None, optimizer: Any, scheduler: Any, extra: Any)
     return captured
 
 
-def class_name(obj: Any) -> str:
-    """Module and name of an object's class."""
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+def _module(captured: Captured, name: str, module: nn.Module) -> dict[str, Any]:
+    tensors, extra = state_of(module)
+    captured.tensors.update({f"{name}/{key}": tensor for key, tensor in tensors.items()})
+    state = {"held": held_modules(module), "extra": captured.add_tree(f"{name}-extra", extra)}
+    freeze = freeze_state(module)
+    return state if freeze is None else state | {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
 
 
-def parameter_names(model: nn.Module | None) -> dict[int, str]:
-    """Identity of a parameter -> its name in the model."""
-    return {} if model is None else {id(parameter): name for name, parameter in unwrapped(model).named_parameters()}
+def _gradients(captured: Captured, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The gradients that are there, as tensors; returns the names of the modules that were looked at."""
+    for tracked, module in modules.items():
+        for name, parameter in named_parameters(module):
+            if parameter.grad is not None:
+                captured.tensors[f"gradients/{tracked}/{name}"] = parameter.grad
+    return list(modules)
 
 
-def _model(captured: Captured, model: nn.Module) -> None:
-    inner = unwrapped(model)
-    tensors, extra = state_of(inner)
-    captured.tensors.update({f"model/{name}": tensor for name, tensor in tensors.items()})
-    captured.state["model"] = {
-        "class": class_name(inner),
-        "held": held_modules(inner),
-        "extra": captured.add_tree("model-extra", extra),
-    }
-
-
-def group_names(optimizer: Any, names: Mapping[int, str]) -> list[list[str]]:
-    """The names of the parameters of each group; `#group.position` for one that is not in the model."""
-    return [
-        [names.get(id(parameter), f"#{number}.{place}") for place, parameter in enumerate(group["params"])]
-        for number, group in enumerate(optimizer.param_groups)
-    ]
-
-
-def _optimizer(captured: Captured, optimizer: Any, names: Mapping[int, str]) -> None:
+def _optimizer(captured: Captured, tracked: str, optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """An optimizer by parameter name: its own state dict counts positions, which change with the model."""
     state = optimizer.state_dict()
     by_group = group_names(optimizer, names)
@@ -108,35 +115,10 @@ def _optimizer(captured: Captured, optimizer: Any, names: Mapping[int, str]) -> 
     for group, group_of_names in zip(state["param_groups"], by_group, strict=True):
         numbers.update(zip(group["params"], group_of_names, strict=True))
         rest = {key: value for key, value in group.items() if key not in {"params", "param_names"}}
-        groups.append({"names": group_of_names, "options": captured.add_tree(f"optimizer/#group{len(groups)}", rest)})
+        groups.append({"names": group_of_names, "options": captured.add_tree(f"{tracked}/#group{len(groups)}", rest)})
     moments = {}
     for number, value in state["state"].items():
         name = numbers.get(number, f"#state.{number}")
-        moments[name] = captured.add_tree(f"optimizer/{name}", value)
+        moments[name] = captured.add_tree(f"{tracked}/{name}", value)
     others = {key: value for key, value in state.items() if key not in {"state", "param_groups"}}
-    captured.state["optimizer"] = {
-        "class": class_name(optimizer),
-        "groups": groups,
-        "state": moments,
-        "others": captured.add_tree("optimizer/#others", others),
-    }
-
-
-def _random(captured: Captured) -> None:
-    """The generators of Python, NumPy and torch, the long parts as tensors."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    value = {
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-        "python": (version, torch.tensor(words, dtype=torch.int64, device="cpu"), gauss),
-        "numpy": (
-            str(kind),
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ),
-    }
-    captured.state["rng"] = captured.add_tree("rng", value)
+    return {"groups": groups, "state": moments, "others": captured.add_tree(f"{tracked}/#others", others)}

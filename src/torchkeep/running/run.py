@@ -4,51 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import signal
 import time
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 import torch
-from blake3 import blake3
 from torch import nn
 
 from ..core import tagged
 from ..core.checkpoint import Checkpoint
-from ..core.history import History, decode_history, encode_record, resume_mark, whole_lines
-from ..core.manifest import Body, HistoryMark, seal, unseal
+from ..core.history import History
+from ..core.manifest import Body
 from ..core.report import ResumeReport, SaveReport, Skipped
-from ..core.snapshot import RunSummary, Snapshot, best_of, spec_of_entry
-from ..core.source import read_all
+from ..core.retention import Policy
+from ..core.snapshot import RunSummary, Snapshot, spec_of_entry
 from ..engines.buffered import TEMPORARY, sync_folder, write_file
 from ..engines.mapped import MappedSource
-from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, SaveError, UnsavableError
+from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, SaveError, UnsavableError
 from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
 from .capture import capture
-from .restore import carry_out, extra_of, extra_state_of, plan_restore
+from .journal import START, Journal, read_key
+from .keeping import Keeping
+from .leaving import LEFT, Sigterm
+from .monitor import Monitor
+from .position import Position, Reader
+from .restore import carry_out, data_of, extra_of, extra_state_of, plan_restore, random_of, tracked_in
+from .tracking import kind_of
 
-HISTORY, BEST = "history.jsonl", "tags/best.json"
-_MONITORS = ("val_loss", "eval_loss", "valid_loss", "val_accuracy", "val_acc", "eval_accuracy")
-_LOWER_IS_BETTER = {"loss", "error", "err", "mse", "mae", "rmse", "nll", "perplexity", "ppl", "fid", "wer", "cer"}
-_HIGHER_IS_BETTER = {
-    "acc",
-    "accuracy",
-    "f1",
-    "auc",
-    "auroc",
-    "precision",
-    "recall",
-    "iou",
-    "miou",
-    "dice",
-    "bleu",
-    "r2",
-}
+Batch = TypeVar("Batch")
 
 
 def local_store(path: str | os.PathLike[str]) -> LocalStore:
@@ -56,26 +46,12 @@ def local_store(path: str | os.PathLike[str]) -> LocalStore:
     return LocalStore(path, write=write_file, read=MappedSource, sync_folder=sync_folder, temporary=TEMPORARY)
 
 
-def mode_of(metric: str) -> str:
-    """Whether the lowest (`min`) or the highest (`max`) value of a metric is best, as its name says.
-
-    Raises:
-        ValueError: the name does not say.
-    """
-    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
-    if words & _LOWER_IS_BETTER:
-        return "min"
-    if words & _HIGHER_IS_BETTER:
-        return "max"
-    raise ValueError(f"is a high or a low {metric!r} better? Give mode='max' or mode='min'")
-
-
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a run."""
     return Path(path, MARKER).is_file()
 
 
-class Run:
+class Run(Keeping):
     """A training run in a folder: what was logged, what was saved, and where it can go on.
 
     >>> with tk.Run("runs/flowers") as run:                                            # doctest: +SKIP
@@ -94,6 +70,8 @@ class Run:
         *,
         monitor: str | None = None,
         mode: str | None = None,
+        sigterm: bool = False,
+        keep: Policy | None = None,
         store: Store | None = None,
     ) -> None:
         """Name a run. Nothing is read or written before it is needed.
@@ -103,24 +81,26 @@ class Run:
             monitor: the metric that decides which snapshot is best; if None, the first of val_loss, eval_loss,
                 valid_loss, val_accuracy, val_acc, eval_accuracy that was logged.
             mode: `min` or `max`; if None, as the metric's name says: `min` for losses and errors, `max` for accuracies.
+            sigterm: on SIGTERM finish what is being done, up to the next batch of `batches` or the next `save`, save
+                and leave with exit code 75, which says: start me again.
+            keep: which snapshots stay, as `tk.keep_last(3) | tk.keep_best(1, "val_loss")`; applied after each save, and
+                what only the others needed leaves the disk. If None, all of them.
             store: where the bytes live, if not in the folder.
         """
-        if mode not in {None, "min", "max"}:
-            raise ValueError(f"mode is {mode!r}; it must be 'min' or 'max'")
-        if monitor is not None and mode is None:
-            mode = mode_of(monitor)
         self.path = Path(path)
         self.last_resume: ResumeReport | None = None
-        self._monitor, self._mode = monitor, mode
         self._store: Store = store or local_store(path)
+        self._monitor = Monitor(self._store, monitor, mode)
         self._archive = Archive(self._store)
-        self._objects: dict[str, Any] = {"model": None, "optimizer": None, "scheduler": None}
+        self._keep = keep
+        self._journal = Journal(self._store)
+        self._sigterm = Sigterm() if sigterm else None
+        self._objects: dict[str, Any] = {}
+        self._readers: dict[str, Reader] = {}
         self._parent: int | None = None
+        self._step = -1
         self._writer = 0
         self._logged = False
-        self._history: list[dict[str, Any]] = []
-        self._history_size = 0
-        self._history_hash = blake3()
 
     # -- using it ---------------------------------------------------------------------------------------------
 
@@ -134,6 +114,8 @@ class Run:
 
     def close(self) -> None:
         """Let another process write this run. It can be used again afterwards."""
+        if self._sigterm is not None:
+            self._sigterm.release()
         unlock = getattr(self._store, "unlock", None)
         if unlock is not None:
             unlock()
@@ -154,8 +136,7 @@ class Run:
         if any(name.startswith("$") for name in metrics):
             raise ValueError("the names of metrics must not begin with '$'")
         record = {name: _plain_number(name, value) for name, value in metrics.items()}
-        self._append(encode_record(record))
-        self._history.append(record)
+        self._journal.add(record)
         self._logged = True
 
     def save(
@@ -166,39 +147,51 @@ class Run:
         optimizer: Any = None,
         scheduler: Any = None,
         extra: Any = None,
+        gradients: bool | None = None,
+        **others: Any,
     ) -> SaveReport:
-        """Commit a snapshot of the tracked objects and of the random number generators.
+        """Commit a snapshot of the tracked objects, the random number generators and the position in the data.
 
         Args:
             step: the caller's number, usually the epoch; `resume` continues after it.
-            model, optimizer, scheduler: remembered from then on, and from `resume`.
+            model, optimizer, scheduler, others: remembered from then on, and from `resume`.
             extra: anything made of tensors and plain values; saved this time only.
+            gradients: keep the gradients of the modules; if None, only in the middle of an epoch of `batches`, where
+                they may be those of an accumulation that goes on.
 
         Raises:
             UnsavableError: something cannot be written without pickle; `.path` says where.
             NoSpaceError, RunLockedError, SaveError: nothing was committed.
         """
-        started = time.perf_counter()
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"step is {step!r}; it must be an integer from 0")
-        objects = self._with(model=model, optimizer=optimizer, scheduler=scheduler)
-        if objects["model"] is None:
+        report = self._save(step, self._with(model, optimizer, scheduler, others), extra, gradients)
+        if self._sigterm is not None and self._sigterm.came:
+            raise SystemExit(LEFT)
+        return report
+
+    def _save(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> SaveReport:
+        started = time.perf_counter()
+        if not objects:
             raise SaveError(
                 "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
             )
         self._begin()
-        captured = capture(**objects, extra=extra)
-        self._store.append(HISTORY, b"", durable=True)
+        if gradients is None:
+            gradients = any(reader.position.taken for reader in self._readers.values())
+        data = {name: reader.state() for name, reader in self._readers.items()}
+        captured = capture(objects, extra=extra, data=data, gradients=gradients)
         committed = self._archive.commit(
             captured.tensors,
             captured.state,
             step=step,
             parent=self._parent_sequence(),
-            history=HistoryMark(len(self._history), self._history_size, self._history_hash.hexdigest()),
-            metrics=tagged.encode(History(tuple(self._history)).last),
+            history=self._journal.mark(),
+            metrics=tagged.encode(self._journal.last),
         )
-        self._parent, self._objects = committed.body.sequence, objects
-        self._tag_best(committed.body)
+        self._parent, self._objects, self._step = committed.body.sequence, objects, step
+        self._monitor.point_to_best(self.snapshots, committed.body)
+        notes = self._let_go()
         sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in committed.body.entries}
         return SaveReport(
             path=str(self.path),
@@ -208,6 +201,7 @@ class Run:
             sequence=committed.body.sequence,
             tensors_written=committed.tensors_written,
             tensors_total=len(captured.tensors),
+            notes=notes,
         )
 
     def resume(
@@ -217,15 +211,24 @@ class Run:
         optimizer: Any = None,
         scheduler: Any = None,
         snapshot: int | None = None,
+        **others: Any,
     ) -> int:
         """Continue from the newest intact snapshot: restore the objects and the random number generators.
 
         Every byte is checked before any object is touched. A damaged snapshot is skipped for the next older one;
-        `last_resume` says so. One that does not fit the objects is an error: nothing older is tried.
+        `last_resume` says so, and a ResumeWarning. One that does not fit the objects is an error: nothing older is
+        tried.
+
+        Modules and optimizers are restored by the names of their parameters, in which wrappers do not show, onto
+        whatever device they are on. An optimizer may hold its parameters in another order; what it holds no longer, or newly,
+        is listed. A freeze spec is restored in the phase it was in. Call this last, when loaders too are made: whatever
+        draws random numbers between resuming and training makes the run another one.
 
         Args:
             model, optimizer, scheduler: what to restore into; they are tracked by `save` from then on.
             snapshot: continue from this sequence number instead.
+            others: more to track, each under its name: modules (an EMA copy), optimizers, generators of torch, NumPy
+                and Python, and whatever has state_dict and load_state_dict (a gradient scaler, a stopper).
 
         Returns:
             The number of the next step: the saved step + 1, or 0 for a new run.
@@ -234,22 +237,23 @@ class Run:
             IncompatibleCheckpointError: an object differs from the one that was saved.
             CorruptCheckpointError: there are snapshots, and none is intact.
         """
-        objects = self._with(model=model, optimizer=optimizer, scheduler=scheduler)
+        objects = self._with(model, optimizer, scheduler, others)
         self._begin()
-        wanted = [snapshot] if snapshot is not None else list(reversed(self._archive.sequences()))
         skipped: list[Skipped] = []
-        for sequence in wanted:
+        for sequence in [snapshot] if snapshot is not None else self._archive.newest_first():
             try:
-                body = self._archive.body(sequence)
-                tensors = self._archive.tensors(body)
+                loaded = self._archive.load(sequence)
             except KeyNotFoundError as error:
+                if snapshot is None:  # pruned by another process since it was listed
+                    continue
                 raise LoadError(
                     f"{self.path} has no snapshot {sequence}", hint="`torchkeep runs` lists them"
                 ) from error
             except CorruptCheckpointError as error:
                 skipped.append(Skipped(sequence, error.brief))
                 continue
-            self.last_resume = self._restore(body, tensors, tuple(skipped), objects)
+            self.last_resume = self._restore(loaded.body, loaded.tensors, tuple(skipped), objects)
+            _warn(self.last_resume)
             return self.last_resume.next_step
         if skipped:
             listed = "; ".join(f"{one.sequence}: {one.reason}" for one in skipped)
@@ -259,10 +263,43 @@ class Run:
                 hint="bring the named files back from a copy; `torchkeep verify` lists all damage",
             )
         if not self._logged:  # records of an earlier process that never committed a snapshot
-            self._back_to(HistoryMark(0, 0, blake3().hexdigest()), 0)
+            self._journal.back_to(START, 0)
         self.last_resume = ResumeReport()
-        self._parent, self._objects = 0, objects
+        self._parent, self._objects, self._step, self._readers = 0, objects, -1, {}
         return 0
+
+    def batches(self, loader: Iterable[Batch], *, name: str = "train") -> Iterator[Batch]:
+        """The batches of one epoch, so that a snapshot saved between two of them is continued with the next one.
+
+        >>> for epoch in range(run.epoch, 10):                                     # doctest: +SKIP
+        ...     for inputs, targets in run.batches(loader):
+        ...         ...
+
+        Leaving the loop ends the epoch. After resuming, the epoch's iterator is made again with the generators as they
+        were then, and what was taken is skipped: without loading it where the loader has no workers, else by loading
+        it, because workers draw random numbers of their own. With `persistent_workers` those are not restored.
+        A loader with `state_dict` (torchdata's StatefulDataLoader) is asked for its own position.
+
+        Args:
+            loader: a torch DataLoader, or anything that gives the same batches when the generators are the same.
+            name: of the position; each loader that is to be resumed has its own.
+
+        Raises:
+            IncompatibleCheckpointError: after resuming, the loader has another number of batches, another batch size
+                or another number of workers, or ends too early.
+        """
+        self._begin()
+        yield from self._readers.setdefault(name, Reader()).read(loader, self._leave_if_asked)
+
+    def position(self, name: str = "train") -> Position:
+        """How far a loader was read: `.epoch` (that have ended), `.taken` (batches of this one), `.steps` (of all)."""
+        reader = self._readers.get(name)
+        return Position() if reader is None else reader.position
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of `batches` that is on, or comes next, from 0."""
+        return self.position().epoch
 
     # -- looking at it ----------------------------------------------------------------------------------------
 
@@ -279,14 +316,15 @@ class Run:
             CorruptCheckpointError: it is damaged.
         """
         sequence = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
-        known = self._archive.sequences()
-        if not known or (sequence is not None and sequence not in known):
+        for known in [sequence] if sequence is not None else self._archive.newest_first():
+            with contextlib.suppress(KeyNotFoundError):  # pruned by another process since it was listed
+                loaded = self._archive.load(known)
+                break
+        else:
             raise LoadError(
                 f"{self.path} has no snapshot {sequence or ''}".rstrip(), hint="`torchkeep runs` lists them"
             )
-        body = self._archive.body(sequence or known[-1])
-        self._archive.tensors(body)  # checks every digest
-        lazy = self._archive.lazy(body)
+        body, lazy = loaded.body, loaded.lazy
         weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
         file = f"{self.path}, snapshot {body.sequence}"
         return Checkpoint(file, "torchkeep_run", weights, tree=extra_state_of(body, lazy))
@@ -299,12 +337,12 @@ class Run:
     @property
     def best(self) -> Snapshot | None:
         """The snapshot with the best value of the monitored metric; None if it was never logged."""
-        return self._best(self.snapshots)
+        return self._monitor.best(self.snapshots)
 
     @property
     def history(self) -> History:
         """What was logged, without the records of abandoned branches."""
-        return decode_history(self._read(HISTORY))
+        return self._journal.read()
 
     def digests(self, snapshot: int | None = None) -> dict[str, str]:
         """BLAKE3 of every tensor of a snapshot by full name, of the newest intact one if None.
@@ -312,12 +350,12 @@ class Run:
         Raises:
             LoadError: there is no such snapshot.
         """
-        found = [one.sequence for one in self.snapshots if snapshot in {None, one.sequence}]
-        if not found:
-            raise LoadError(
-                f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
-            )
-        return {entry.name: entry.digest for entry in self._archive.body(found[-1]).entries}
+        for sequence in [snapshot] if snapshot is not None else self._archive.newest_first():
+            with contextlib.suppress(KeyNotFoundError, CorruptCheckpointError):
+                return {entry.name: entry.digest for entry in self._archive.body(sequence).entries}
+        raise LoadError(
+            f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
+        )
 
     def summary(self) -> RunSummary:
         """All of the above in one table.
@@ -325,24 +363,21 @@ class Run:
         Raises:
             LoadError: there is no run in this folder.
         """
-        if not self._read(MARKER):
+        if not read_key(self._store, MARKER):
             raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
         damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.unreadable().items())
         damaged += self._archive.missing_packs()
-        return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged)
+        return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged, self.tags)
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _with(self, **objects: Any) -> dict[str, Any]:
+    def _with(self, model: Any, optimizer: Any, scheduler: Any, others: dict[str, Any]) -> dict[str, Any]:
         """The tracked objects with these among them; they are remembered when the call has succeeded."""
-        needs = {"model": "named_parameters", "optimizer": "param_groups", "scheduler": "state_dict"}
-        for name, value in objects.items():
-            if value is not None and not hasattr(value, needs[name]):
-                raise SaveError(
-                    f"{name}= is a {type(value).__name__}, which is no {name}: it has no {needs[name]}",
-                    hint="a run tracks one model, one optimizer and one scheduler; pass what else there is as extra=",
-                )
-        return self._objects | {name: value for name, value in objects.items() if value is not None}
+        given = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **others}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            kind_of(name, value)
+        return self._objects | given
 
     def _begin(self) -> None:
         """Become the writer and take up the history where the file ends."""
@@ -352,40 +387,18 @@ class Run:
         if lock is not None:
             lock()
         self._archive.mark()
-        data = self._read(HISTORY)
-        whole = data[: whole_lines(data)]
-        if len(whole) < len(data):  # a crash tore the last line; it was never part of a snapshot
-            self._store.put(HISTORY, [whole], replace=True)
-        self._take_up(whole)
+        self._journal.begin()
+        if self._sigterm is not None:
+            self._sigterm.watch()
         self._writer = os.getpid()
 
-    def _take_up(self, data: bytes) -> None:
-        """Go on after these bytes of the history."""
-        self._history = list(decode_history(data))
-        self._history_size = len(data)
-        self._history_hash = blake3(data)
-
-    def _back_to(self, mark: HistoryMark, sequence: int) -> bool:
-        """Make the history end where a snapshot says; False if those bytes are not as they were written."""
-        data = self._read(HISTORY)
-        kept = data[: mark.nbytes]
-        if self._history_size > mark.nbytes:
-            line = resume_mark(sequence, mark.nbytes)
-            self._store.append(HISTORY, line)
-            self._take_up(data + line)
-        return len(kept) == mark.nbytes and blake3(kept).hexdigest() == mark.digest
-
-    def _append(self, line: bytes) -> None:
-        self._store.append(HISTORY, line)
-        self._history_size += len(line)
-        self._history_hash.update(line)
-
-    def _read(self, key: str) -> bytes:
-        try:
-            source = self._store.source(key)
-        except KeyNotFoundError:
-            return b""
-        return read_all(source)
+    def _leave_if_asked(self) -> None:
+        """Between two batches: on SIGTERM save, under the last finished step, and leave."""
+        if self._sigterm is None or not self._sigterm.came:
+            return
+        if self._objects:
+            self._save(self._step, self._objects, None, gradients=True)
+        raise SystemExit(LEFT if self._objects else 128 + signal.SIGTERM)
 
     def _parent_sequence(self) -> int:
         if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
@@ -395,50 +408,25 @@ class Run:
     def _restore(
         self, body: Body, tensors: dict[str, torch.Tensor], skipped: tuple[Skipped, ...], objects: dict[str, Any]
     ) -> ResumeReport:
-        steps = plan_restore(body, tensors, **objects)
-        extra = extra_of(body, tensors)
+        steps = plan_restore(body, tensors, objects)
+        extra, data = extra_of(body, tensors), data_of(body, tensors)
         carry_out(steps)
-        notes = [note for step in steps for note in step.notes]
-        untouched = [name for name in ("optimizer", "scheduler") if name in body.state and objects[name] is None]
-        notes += [f"the snapshot holds a {name}, and none was given to restore" for name in untouched]
-        if not self._back_to(body.history, body.sequence):
-            notes.append("the history before this snapshot is not as it was written")
-        self._parent, self._objects = body.sequence, objects
+        notes = tuple(note for step in steps for note in step.notes)
+        lost = [what for step in steps for what in step.lost]
+        untouched = [name for name in tracked_in(body) if name not in objects]
+        lost += [f"the snapshot holds a {name}, and none was given to restore" for name in untouched]
+        if not self._journal.back_to(body.history, body.sequence):
+            lost.append("the history before this snapshot is not as it was written")
+        self._parent, self._objects, self._step = body.sequence, objects, body.step
+        self._readers = {name: Reader.at(state, random_of(body, tensors)) for name, state in data.items()}
         restored = tuple(step.what for step in steps)
-        return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, tuple(notes), extra)
+        return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, notes, tuple(lost), extra)
 
-    def _best(self, snapshots: tuple[Snapshot, ...]) -> Snapshot | None:
-        metric, mode = self._monitoring(snapshots)
-        return best_of(snapshots, metric, mode) if metric else None
 
-    def _monitoring(self, snapshots: tuple[Snapshot, ...]) -> tuple[str, str]:
-        """What decides: the caller's metric and mode, else the last writer's, else a usual metric that was logged."""
-        metric, mode = self._monitor, self._mode
-        if metric is None:
-            logged = {name for snapshot in snapshots for name in snapshot.metrics}
-            told = self._told()
-            if told.get("metric") in logged and told.get("mode") in {"min", "max"}:
-                metric, mode = told["metric"], mode or told["mode"]
-            else:
-                metric = next((name for name in _MONITORS if name in logged), "")
-        return metric, mode or (mode_of(metric) if metric else "")
-
-    def _told(self) -> dict[str, Any]:
-        with contextlib.suppress(CorruptCheckpointError, msgspec.DecodeError, ValueError):
-            data = self._read(BEST)
-            if data:
-                return msgspec.json.decode(unseal(data, file=BEST), type=dict[str, Any])
-        return {}
-
-    def _tag_best(self, body: Body) -> None:
-        """Point to the best snapshot, so that who reads the run later sees it as its writer does."""
-        snapshots = self.snapshots
-        best = self._best(snapshots)
-        if best is not None and best.sequence == body.sequence:
-            metric, mode = self._monitoring(snapshots)
-            told = {"sequence": body.sequence, "metric": metric, "mode": mode}
-            with contextlib.suppress(SaveError):  # the snapshot is committed, and the pointer can be computed again
-                self._store.put(BEST, [seal(msgspec.json.encode(told))], replace=True)
+def _warn(report: ResumeReport) -> None:
+    """Say aloud what is not as it was saved."""
+    for text in (*report.skips, *report.lost):
+        warnings.warn(f"snapshot {report.sequence}: {text}", ResumeWarning, stacklevel=3)
 
 
 def _plain_number(name: str, value: Any) -> Any:

@@ -1,0 +1,161 @@
+"""Putting the state of an optimizer back by the names of its parameters, whatever order and groups they are in now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.table import shorten
+from ..errors import IncompatibleCheckpointError
+from ..freezing import set_members
+from .tracking import group_names
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The state of an optimizer as a snapshot has it.
+
+    Attributes:
+        names: for each group the names of its parameters.
+        options: for each group what else is in it.
+        moments: name of a parameter -> its state.
+        others: what else the optimizer's state dict has.
+    """
+
+    names: list[list[str]]
+    options: list[dict[str, Any]]
+    moments: Mapping[str, Any]
+    others: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A saved state laid upon a live optimizer.
+
+    Attributes:
+        members: for each live group the parameters that it is to have.
+        names: their names.
+        sources: for each live group the saved one whose options it takes, or None.
+        notes: what does not fit.
+    """
+
+    members: list[list[torch.Tensor]]
+    names: list[list[str]]
+    sources: list[int | None]
+    notes: tuple[str, ...]
+
+
+def fit(saved: Saved, optimizer: Any, names: Mapping[int, str], known: Mapping[str, torch.Tensor]) -> Fitted:
+    """Find for each live group the saved one, and for each parameter its moments. Changes nothing.
+
+    Groups that have names on both sides, as `tk.param_groups` makes them, get back the parameters they had: the live
+    optimizer may have been made in another phase of freezing.
+
+    Args:
+        saved: what the snapshot has.
+        optimizer: the live optimizer.
+        names: identity of a parameter -> its name.
+        known: name -> parameter, of all tracked modules.
+    """
+    groups = optimizer.param_groups
+    here = group_names(optimizer, names)
+    members = [list(group["params"]) for group in groups]
+    titles, saved_titles = [group.get("name") for group in groups], [options.get("name") for options in saved.options]
+    notes = []
+    if None not in titles and len(set(titles)) == len(titles) and set(titles) == set(saved_titles):
+        sources: list[int | None] = [saved_titles.index(title) for title in titles]
+        loose = {
+            name: one for group, ones in zip(here, members, strict=True) for name, one in zip(group, ones, strict=True)
+        }
+        found = {**known, **loose}
+        here = [[name for name in saved.names[source or 0] if name in found] for source in sources]
+        members = [[found[name] for name in group] for group in here]
+    else:
+        sources = _sources(here, saved.names)
+        kept = [str(place) for place, source in enumerate(sources) if source is None and here[place]]
+        if kept:
+            notes.append(
+                f"the options of group {', '.join(kept)} stay as given: its parameters were grouped differently"
+            )
+    all_here, all_there = {name for group in here for name in group}, {name for group in saved.names for name in group}
+    new, gone = sorted(all_here - all_there), sorted(all_there - all_here)
+    if new:
+        notes.append(
+            f"{len(new)} parameters were not in the saved optimizer and start without moments: {shorten(new, 5)}"
+        )
+    if gone:
+        notes.append(f"{len(gone)} parameters of the saved optimizer are not in this one: {shorten(gone, 5)}")
+    return Fitted(members, here, sources, tuple(notes))
+
+
+def _sources(live: list[list[str]], saved: list[list[str]]) -> list[int | None]:
+    """For each live group the saved one of the same parameters, else the only one that its parameters were in."""
+    left = dict(enumerate(map(frozenset, saved)))
+    home = {name: place for place, group in enumerate(saved) for name in group}
+    sources: list[int | None] = []
+    for group in live:
+        found = next((place for place, names in left.items() if names == frozenset(group)), None)
+        if found is not None:
+            del left[found]
+        else:
+            homes = {home[name] for name in group if name in home}
+            found = homes.pop() if len(homes) == 1 else None
+        sources.append(found)
+    return sources
+
+
+def check_order(fitted: Fitted, saved: Saved, what: str) -> None:
+    """Refuse groups that are not the saved ones in the saved order, where a scheduler counts them.
+
+    Raises:
+        IncompatibleCheckpointError: they are not.
+    """
+    if fitted.sources != list(range(len(saved.names))):
+        raise IncompatibleCheckpointError(
+            f"the parameter groups are others, or stand in another order, than in {what}; a scheduler counts them",
+            hint="make the groups in the order in which they were saved, or resume without the scheduler",
+        )
+
+
+def restore(optimizer: Any, fitted: Fitted, saved: Saved, names: Mapping[int, str]) -> None:
+    """Give a live optimizer the parameters, options and moments that were found for it."""
+    for group, members in zip(optimizer.param_groups, fitted.members, strict=True):
+        set_members(group, list(members), names)
+    state = optimizer.state_dict()
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    for group, source in zip(state["param_groups"], fitted.sources, strict=True):
+        if source is not None:
+            group.update(saved.options[source])
+    flat = [name for group in fitted.names for name in group]
+    state["state"] = {key: saved.moments[name] for key, name in zip(keys, flat, strict=True) if name in saved.moments}
+    optimizer.load_state_dict(state | dict(saved.others))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _keep_exact(optimizer, zip(flat, parameters, strict=True), saved.moments)
+
+
+def _keep_exact(optimizer: Any, named: Iterable[tuple[str, torch.Tensor]], moments: Mapping[str, Any]) -> None:
+    """torch casts moments to the parameter's dtype when it loads them; a resumed run needs the bits that were saved."""
+    for name, parameter in named:
+        saved, live = moments.get(name), optimizer.state.get(parameter)
+        if not isinstance(live, dict) or not isinstance(saved, dict):
+            continue
+        for key, value in saved.items():
+            now = live.get(key)
+            if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and now.dtype != value.dtype:
+                live[key] = value.to(now.device)
+
+
+def keeper(optimizer: Any, names: Mapping[int, str]) -> Callable[[], None]:
+    """A function that gives an optimizer back the parameters and the state it has now."""
+    before = optimizer.state_dict()
+    members = [list(group["params"]) for group in optimizer.param_groups]
+
+    def undo() -> None:
+        for group, parameters in zip(optimizer.param_groups, members, strict=True):
+            set_members(group, parameters, names)
+        optimizer.load_state_dict(before)
+
+    return undo

@@ -1,0 +1,221 @@
+"""Where a run stands in its data: which epoch of a loader, how many batches of it, and how to get there again."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..errors import IncompatibleCheckpointError, ResumeWarning
+from .randomness import generator_state, random_state, set_generator_state, set_random_state
+from .tracking import GENERATORS
+
+_PERSISTENT = (
+    "the loader has persistent_workers: their random numbers go on from one epoch to the next and are not restored. "
+    "What is resumed equals an uninterrupted run only if the workers draw none; persistent_workers=False makes sure"
+)
+
+
+@dataclass
+class Position:
+    """How far a loader was read.
+
+    Attributes:
+        epoch: epochs that have ended.
+        taken: batches taken in the epoch that is on; 0 between epochs.
+        steps: batches taken in all epochs.
+        start: the generators as they were when the epoch's iterator was made; None between epochs.
+        loader: the loader that is being read.
+    """
+
+    epoch: int = 0
+    taken: int = 0
+    steps: int = 0
+    start: dict[str, Any] | None = None
+    loader: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """The position as plain values and tensors."""
+        out: dict[str, Any] = {"epoch": self.epoch, "taken": self.taken, "steps": self.steps, "shape": None}
+        if self.loader is None:
+            return out
+        if _keeps_itself(self.loader):
+            return out | {"loader": self.loader.state_dict()}
+        out["generators"] = {key: generator_state(one) for key, one in _generators(self.loader).items()}
+        return out | {"start": self.start, "shape": _shape(self.loader)} if self.taken else out
+
+
+class Reader:
+    """Reads one loader, counts, and on resuming goes to where the snapshot was."""
+
+    def __init__(self) -> None:
+        self.position = Position()
+        self._pending: dict[str, Any] | None = None
+        self._random: dict[str, Any] | None = None
+        self._warned = False
+
+    @classmethod
+    def at(cls, state: dict[str, Any], random: dict[str, Any]) -> Reader:
+        """One that goes on from a saved position when a loader is read; `random` are the generators at that moment."""
+        reader = cls()
+        reader.position = Position(state["epoch"], state["taken"], state["steps"])
+        reader._pending, reader._random = state, random
+        return reader
+
+    def state(self) -> dict[str, Any]:
+        """The position as plain values and tensors; the restored one as long as nothing was read."""
+        return self.position.state() if self._pending is None else self._pending
+
+    def read(self, loader: Iterable[Any], checkpoint: Callable[[], None]) -> Iterator[Any]:
+        """The batches of one epoch, those before a restored position left out; `checkpoint` is called before each."""
+        position, pending, self._pending = self.position, self._pending, None
+        if position.loader is not None and position.taken:
+            raise RuntimeError("this loader's epoch is not over; give another loader another name=")
+        if getattr(loader, "persistent_workers", False) and not self._warned:
+            warnings.warn(_PERSISTENT, ResumeWarning, stacklevel=3)
+            self._warned = True
+        position.loader = loader
+        try:
+            iterator = self._begin(loader, pending)
+            while True:
+                checkpoint()
+                batch = next(iterator, _END)
+                if batch is _END:
+                    break
+                position.taken += 1
+                position.steps += 1
+                yield batch
+        finally:
+            position.epoch, position.taken, position.start = position.epoch + 1, 0, None
+
+    def _begin(self, loader: Any, pending: dict[str, Any] | None) -> Iterator[Any]:
+        """An iterator that gives the next batch."""
+        position = self.position
+        if _keeps_itself(loader):
+            if pending is not None and pending.get("loader") is not None:
+                self._let_it_go_back(loader, pending["loader"])
+            return iter(loader)
+        generators = _generators(loader)
+        if pending is None or not position.taken:
+            for key, state in (pending or {}).get("generators", {}).items():
+                if key in generators:
+                    set_generator_state(generators[key], state)
+            if position.epoch and pending is not None:
+                _warm_up(loader, generators)
+            position.start = {"global": random_state(), "own": {k: generator_state(g) for k, g in generators.items()}}
+            return iter(loader)
+        return self._replay(loader, pending, generators)
+
+    def _let_it_go_back(self, loader: Any, state: Any) -> None:
+        """Have a loader restore itself, apart from the random numbers that this costs."""
+        after = self._random if self.position.taken and self._random is not None else random_state()
+        loader.load_state_dict(state)
+        loader.state_dict()  # has torchdata's loader make the iterator it goes on with, or finds at its end
+        set_random_state(after)
+
+    def _replay(self, loader: Any, pending: dict[str, Any], generators: dict[str, Any]) -> Iterator[Any]:
+        """Make the epoch's iterator as it was made, and take from it what was taken."""
+        position = self.position
+        _check_shape(loader, pending)
+        if position.epoch:
+            _warm_up(loader, generators)
+        position.start = pending["start"]
+        set_random_state(pending["start"]["global"])
+        for key, state in pending["start"]["own"].items():
+            if key in generators:
+                set_generator_state(generators[key], state)
+        iterator: Iterator[Any] = iter(loader)
+        skip = _skipper(loader, iterator)
+        for number in range(position.taken):
+            if skip() is _END:
+                raise IncompatibleCheckpointError(
+                    f"the data ended after {number} batches; {position.taken} were taken when the snapshot was saved",
+                    hint="give the loader the data it had, or resume from a snapshot that was saved between epochs",
+                )
+        for key, state in pending["generators"].items():
+            if key in generators:
+                set_generator_state(generators[key], state)
+        if self._random is not None:
+            set_random_state(self._random)
+        return iterator
+
+
+_END = object()
+
+
+def _keeps_itself(loader: Any) -> bool:
+    """Whether a loader knows its own position, as torchdata's StatefulDataLoader does."""
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def _generators(loader: Any) -> dict[str, Any]:
+    """The generators that a loader and its samplers have of their own, each once."""
+    sampler = getattr(loader, "sampler", None)
+    batches = getattr(loader, "batch_sampler", None)
+    places = {
+        "loader": loader,
+        "sampler": sampler,
+        "batch_sampler": batches,
+        "inner": getattr(batches, "sampler", None),
+    }
+    found: dict[str, Any] = {}
+    for key, place in places.items():
+        generator = getattr(place, "generator", None)
+        if isinstance(generator, GENERATORS) and not any(generator is known for known in found.values()):
+            found[key] = generator
+    return found
+
+
+def _shape(loader: Any) -> dict[str, Any]:
+    """What has to be the same for the same batches to come again."""
+    shape: dict[str, Any] = {}
+    with contextlib.suppress(TypeError):
+        shape["batches"] = len(loader)
+    if isinstance(loader, DataLoader):
+        shape |= {"batch_size": loader.batch_size, "workers": loader.num_workers}
+    return shape
+
+
+def _check_shape(loader: Any, pending: dict[str, Any]) -> None:
+    here, there = _shape(loader), pending["shape"] or {}
+    # The number of workers decides which of them makes which batch, and so their random numbers.
+    other = [f"{key} is {here.get(key)}, and was {value}" for key, value in there.items() if here.get(key) != value]
+    if other:
+        raise IncompatibleCheckpointError(
+            f"the loader is not the one whose epoch was being read: {'; '.join(other)}",
+            hint="make it as it was, or resume from a snapshot that was saved between epochs",
+        )
+
+
+def _warm_up(loader: Any, generators: dict[str, Any]) -> None:
+    """Start workers that are to persist apart from the epoch: the run that is resumed had started them long before."""
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is None:
+        before, own = random_state(), {key: generator_state(one) for key, one in generators.items()}
+        iter(loader)
+        set_random_state(before)
+        for key, state in own.items():
+            set_generator_state(generators[key], state)
+
+
+def _skipper(loader: Any, iterator: Iterator[Any]) -> Callable[[], Any]:
+    """What takes one batch and throws it away; without loading it, where loading leaves nothing behind.
+
+    In the process of the training a batch costs random numbers of the global generators only, which are set afterwards.
+    Workers have their own, so that they must do their work again.
+    """
+    index = getattr(iterator, "_next_index", None)
+    in_process = isinstance(loader, DataLoader) and not loader.num_workers
+    if in_process and index is not None and not isinstance(loader.dataset, IterableDataset):
+        return lambda: _or_end(index)
+    return lambda: next(iterator, _END)
+
+
+def _or_end(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except StopIteration:
+        return _END
