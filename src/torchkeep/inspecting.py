@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from .core.live import identity, named_modules, unwrapped
 from .core.modulespec import ModuleEntry, ModuleSpec, TensorEntry
 from .core.tensors import dtype_name
-from .freezing import is_held
+from .freezing import freeze_state, is_held
 
 
 def inspect(model: nn.Module) -> ModuleSpec:
@@ -38,6 +38,7 @@ def inspect(model: nn.Module) -> ModuleSpec:
             ModuleEntry(path, _class_name(module), module.training, is_held(module)) for path, module in modules
         ),
         tensors=tuple(entry for path, module in modules for entry in _entries(path, module, first)),
+        freeze=freeze_state(model),
     )
 
 

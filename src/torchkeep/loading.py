@@ -15,10 +15,12 @@ from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.digests import tensor_bytes
+from .core.freezespec import Frozen
 from .core.live import (
     AnyTensor,
     is_extra_state,
     live_tensors,
+    named_modules,
     set_extra_state,
     spec_of,
     state_of,
@@ -32,6 +34,7 @@ from .core.report import LoadReport
 from .core.table import shorten
 from .core.tensors import LazyTensor, TensorSpec
 from .errors import IncompatibleCheckpointError, LoadError, PartialLoadError
+from .freezing import restore_freeze
 from .opening import open_checkpoint
 from .rules import DEFAULT_RULES, RULES
 from .rules.prefixes import suggest
@@ -47,6 +50,7 @@ class _Weights:
     title: str
     tensors: Mapping[str, AnyTensor]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    frozen: Frozen = field(default_factory=Frozen)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -69,6 +73,7 @@ def load_into(
     allow: Any = None,
     rules: Iterable[str | Rule] | None = None,
     device: torch.device | str | None = None,
+    freeze: bool | None = None,
 ) -> LoadReport:
     """Copy weights into a model, and refuse to leave anything unloaded that was not named.
 
@@ -83,6 +88,8 @@ def load_into(
         allow: selectors of names that may stay unloaded, whether missing, unexpected or mismatched.
         rules: names of rules, or rules, in order of preference; `exact` and `prefixes` if None.
         device: move the model there first; parameters on the meta device are made there (on the CPU if None).
+        freeze: freeze the model as the one that torchkeep saved was, with its freeze spec in its phase; if None, only
+            where the whole model was loaded under its own names. The report says what was done.
 
     Raises:
         IncompatibleCheckpointError: something would stay unloaded; `.report` has all of it. The model is untouched.
@@ -107,7 +114,23 @@ def load_into(
     _check_casts(report, weights)
     _place(unwrapped(model), plan, device)
     _copy(plan, weights, model)
-    return replace(report, applied=True, notes=(*report.notes, *_left_on_meta(model)))
+    notes = (*report.notes, *_left_on_meta(model), *_freeze(model, report, weights, freeze))
+    return replace(report, applied=True, notes=notes)
+
+
+def _freeze(model: nn.Module, report: LoadReport, weights: _Weights, wanted: bool | None) -> tuple[str, ...]:
+    """Freeze the model as it was when it was saved, if that is wanted and can be; returns what to say of it."""
+    frozen, plan = weights.frozen, report.plan
+    if not frozen or wanted is False:
+        return ()
+    what = f"{len(frozen.still)} parameters and {len(frozen.held)} modules"
+    same = all(move.source == move.target for move in plan.moves)
+    whole = same and not (plan.missing or plan.unexpected or plan.mismatched)
+    if not whole and not wanted:
+        return (f"the model that was saved had {what} frozen; freeze=True freezes them here too",)
+    paths = {path for path, _ in named_modules(model)}
+    restore_freeze(model, replace(frozen, held=tuple(path for path in frozen.held if path in paths)))
+    return (f"{what} were frozen as in the file; freeze=False leaves the model as it is",)
 
 
 def _unused(plan: LoadPlan, weights: _Weights, allow: Any) -> tuple[str, ...]:
@@ -150,7 +173,7 @@ def _of_checkpoint(ckpt: Checkpoint) -> _Weights:
     extra = {name: _own(value) for name, value in beside.items() if isinstance(name, str) and is_extra_state(name)}
     inside = tuple(f"{name}." for name in extra)
     tensors = {name: lazy for name, lazy in tensors.items() if not (inside and name.startswith(inside))}
-    return _Weights(str(ckpt.file), tensors, extra)
+    return _Weights(str(ckpt.file), tensors, extra, model.frozen)
 
 
 def _own(value: Any) -> Any:
@@ -243,7 +266,8 @@ def _place(model: nn.Module, plan: LoadPlan, device: torch.device | str | None) 
     """Give what is on the meta device memory, but only where values for it follow; move the rest as asked."""
     reached = {plan.tied.get(move.target, move.target) for move in plan.moves}
     made: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_modules(model):
+        held: dict[str, Any]
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 name = f"{path}.{key}" if path else key

@@ -138,11 +138,10 @@ def _run(tally: _Tally, store: Store) -> None:
     packs = {ident: _pack(tally, ident, source) for ident in idents if (source := _source(store, pack_key(ident)))}
     for body in bodies.values():
         _entries(tally, archive, body, packs)
-    pruned = _pruned(tally, store)
-    later = set(archive.sequences()) - bodies.keys() - unreadable
-    _gaps(tally, spans_of(bodies.keys() | unreadable), pruned)
+    _gaps(tally, spans_of(bodies.keys() | unreadable), _pruned(tally, store))
     _history(tally, store, bodies.values())
-    _tags(tally, store, [*pruned, *spans_of(bodies.keys() | later)])
+    _tags(tally, store, archive, unreadable)
+    later = set(archive.sequences()) - bodies.keys() - unreadable
     named = {ident for body in bodies.values() for ident in body.packs}
     for ident in packs.keys() - named:
         if not later:
@@ -172,14 +171,15 @@ def _manifests(tally: _Tally, archive: Archive) -> tuple[dict[int, Body], set[in
     return bodies, unreadable
 
 
-def _pruned(tally: _Tally, store: Store) -> list[Span]:
+def _pruned(tally: _Tally | None, store: Store) -> list[Span]:
+    spans: list[Span] = []
+    problem = ""
     try:
         spans = pruned_spans(store)
     except CorruptCheckpointError as error:
-        tally.add(PRUNED, 0, error.brief)
-        return []
-    if spans:
-        tally.add(PRUNED, 0)
+        problem = error.brief
+    if tally is not None and (spans or problem):
+        tally.add(PRUNED, 0, problem)
     return spans
 
 
@@ -241,12 +241,14 @@ def _history(tally: _Tally, store: Store, bodies: Iterable[Body]) -> None:
             tally.damaged.append(Damage(HISTORY, f"the part that belongs to snapshot {body.sequence} changed"))
 
 
-def _tags(tally: _Tally, store: Store, known: list[Span]) -> None:
+def _tags(tally: _Tally, store: Store, archive: Archive, unreadable: set[int]) -> None:
     """What a tag points to must be there, or have been pruned."""
     for key in store.keys(TAGS):
         try:
             sequence = pointed(store, key)
-            problem = "" if within(known, sequence) else f"it points to snapshot {sequence}, which is not intact"
+            intact = sequence in archive.sequences() and sequence not in unreadable
+            known = intact or within(_pruned(None, store), sequence)
+            problem = "" if known else f"it points to snapshot {sequence}, which is not intact"
         except KeyNotFoundError:  # removed since it was listed
             continue
         except CorruptCheckpointError as error:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import SelectorError
 from . import tree as trees
+from .freezespec import Frozen
 from .names import fold, nearest
 from .table import Table, human_bytes, human_count, shorten
 from .tensors import LazyTensor, TensorSpec
@@ -116,6 +117,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         candidates: every key under which a model could have been meant.
         modules: the modules of a pickled or described model; of a state dict those that its `_metadata` names.
         facts: what the file says of its tensors beyond the tensors, e.g. digests, when torchkeep wrote it.
+        frozen: how the model was frozen, when torchkeep saved it.
     """
 
     file: str
@@ -130,6 +132,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     candidates: tuple[str, ...] = ()
     modules: tuple[SavedModule, ...] = ()
     facts: Any = None
+    frozen: Frozen = field(default_factory=Frozen)
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:

@@ -14,6 +14,7 @@ phases:
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -145,6 +146,24 @@ class FreezeState(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not 0 <= self.phase < len(self.spec.phases):
             raise ValueError(f"there is no phase {self.phase}")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """How a model was frozen when it was saved.
+
+    Attributes:
+        held: paths of the modules that were held in eval mode.
+        still: names of the parameters that did not require gradients.
+        state: the spec it was frozen by, if there was one.
+    """
+
+    held: tuple[str, ...] = ()
+    still: frozenset[str] = frozenset()
+    state: FreezeState | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.held or self.still or self.state)
 
 
 def state_from(value: Any) -> FreezeState:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from .freezespec import FreezeState, Frozen
 from .names import fold
 from .table import Table, human_bytes, human_count, shorten
 from .tensors import DTYPES
@@ -78,11 +79,13 @@ class ModuleSpec:
         class_name: `module.name` of the root's class.
         modules: the root and every module below it, parents first; a shared module stands under each of its names.
         tensors: parameters and buffers in the order of the state dict.
+        freeze: the spec it was frozen by and the phase it is in, if there is one.
     """
 
     class_name: str
     modules: tuple[ModuleEntry, ...]
     tensors: tuple[TensorEntry, ...]
+    freeze: FreezeState | None = None
 
     @property
     def numel(self) -> int:
@@ -104,6 +107,12 @@ class ModuleSpec:
         """Paths of the modules that `freeze` holds in eval mode."""
         return tuple(entry.path for entry in self.modules if entry.frozen)
 
+    @property
+    def as_frozen(self) -> Frozen:
+        """How the model is frozen, apart from what it is made of."""
+        still = frozenset(entry.name for entry in self.tensors if entry.kind == "parameter" and not entry.requires_grad)
+        return Frozen(self.frozen, still, self.freeze)
+
     def _parameters(self) -> list[TensorEntry]:
         return [entry for entry in self.tensors if entry.kind == "parameter" and entry.tied_to is None]
 
@@ -122,6 +131,7 @@ class ModuleSpec:
                 ("size", human_bytes(self.nbytes)),
                 ("devices", ", ".join(sorted({entry.device for entry in self.tensors}))),
                 ("mode", _mode(self.modules)),
+                ("phase", _phase(self.freeze)),
                 ("frozen", shorten(path or "(the whole model)" for path, _ in fold(_outermost(self.frozen)))),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
@@ -131,6 +141,13 @@ class ModuleSpec:
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _phase(state: FreezeState | None) -> str:
+    if state is None:
+        return ""
+    phases = state.spec.phases
+    return f"{state.phase + 1} of {len(phases)}, trains {str(phases[state.phase].selector)!r}"
 
 
 def _short(class_name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import stat
 from pathlib import Path
 
 from ..core.source import Source, check_range
@@ -36,8 +38,9 @@ class MappedSource:
             OpenError: the system refuses to open it.
         """
         self.name = os.fspath(path)
-        if Path(path).exists() and not Path(path).is_file():  # opening a pipe would wait for a writer
-            raise UnsupportedFeatureError("is not a regular file", file=self.name)
+        with contextlib.suppress(OSError):  # one look: the file may go at any time
+            if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for a writer
+                raise UnsupportedFeatureError("is not a regular file", file=self.name)
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         except FileNotFoundError as error:

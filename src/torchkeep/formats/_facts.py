@@ -13,6 +13,7 @@ from ..core import tagged
 from ..core.checkpoint import Checkpoint, Provenance, SavedModule, describe_tree
 from ..core.composite import QUANTIZED, Composite, Composition, Compressed, Coo, Nested, Quantized
 from ..core.facts import KEY, NO_DIGEST, FileFacts, Parts
+from ..core.freezespec import Frozen
 from ..core.limits import Limits
 from ..core.source import Source
 from ..core.tensors import LazyTensor, TensorSpec, check_geometry, contiguous_stride, dtype_name, torch_dtype
@@ -95,6 +96,7 @@ def with_facts(ckpt: Checkpoint, facts: FileFacts, source: Source, limits: Limit
         candidates=candidates,
         modules=_modules(facts),
         facts=facts,
+        frozen=Frozen() if facts.module is None else facts.module.as_frozen,
     )
 
 
@@ -139,6 +141,7 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
         model_key=model_key,
         candidates=candidates,
         modules=_modules(facts),
+        frozen=Frozen() if facts.module is None else facts.module.as_frozen,
         metadata=first.metadata,
         provenance=first.provenance,
     )

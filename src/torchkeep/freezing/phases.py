@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..core.freezespec import FreezeSpec, FreezeState
+from ..core.freezespec import FreezeSpec, FreezeState, Frozen
+from ..core.live import named_parameters
 from ..core.names import fold
 from ..core.table import Table, human_count, shorten
 from ..errors import SelectorError
@@ -178,7 +179,15 @@ def _held(view: View, trained: set[int], live: set[int], spec: FreezeSpec) -> se
     return {key for key in held if not any(isinstance(inner, kinds) for inner in view.modules[key].modules())}
 
 
-def restore_freeze(model: nn.Module, held: Iterable[str], state: FreezeState | None) -> None:
-    """Give a model the held modules and the spec it was saved with; requires_grad is the caller's."""
-    restore_held(model, held)
-    attach(model, state)
+def restore_freeze(model: nn.Module, frozen: Frozen) -> None:
+    """Freeze a model as it was when it was saved: exactly these parameters and modules, and its spec.
+
+    Raises:
+        SelectorError: the model has no module of a path that was held. Nothing was changed.
+    """
+    restore_held(model, frozen.held)
+    for name, parameter in named_parameters(model):
+        parameter.requires_grad_(name not in frozen.still and can_train(parameter))
+        if not parameter.requires_grad:
+            parameter.grad = None
+    attach(model, frozen.state)

@@ -92,7 +92,11 @@ def capture(objects: Mapping[str, Any], *, extra: Any = None, data: Any = None, 
 def _module(captured: Captured, name: str, module: nn.Module) -> dict[str, Any]:
     tensors, extra = state_of(module)
     captured.tensors.update({f"{name}/{key}": tensor for key, tensor in tensors.items()})
-    state = {"held": held_modules(module), "extra": captured.add_tree(f"{name}-extra", extra)}
+    state = {
+        "held": held_modules(module),
+        "buffers": [key for key, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)],
+        "extra": captured.add_tree(f"{name}-extra", extra),
+    }
     freeze = freeze_state(module)
     return state if freeze is None else state | {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..core import tagged
-from ..core.freezespec import FreezeState, state_from
+from ..core.freezespec import FreezeState, Frozen, state_from
 from ..core.live import named_modules, named_parameters, set_extra_state, spec_of, state_of, tied_names
 from ..core.manifest import Body, Entry
 from ..core.plan import make_plan
@@ -112,6 +112,15 @@ def extra_state_of(body: Body, lazy: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
+def frozen_of(body: Body) -> Frozen:
+    """How the model of a snapshot was frozen."""
+    part = body.state["model"]
+    buffers = set(part.get("buffers", ()))
+    still = frozenset(name for name, entry in _entries_of(body, "model").items() if not entry.requires_grad)
+    state = state_from(tagged.decode(part["freeze"])) if "freeze" in part else None
+    return Frozen(tuple(part["held"]), still - buffers, state)
+
+
 def data_of(body: Body, tensors: Tensors) -> dict[str, Any]:
     """The positions in the data that were saved, by the name of the loader."""
     return _value(body.state["data"], tensors) if "data" in body.state else {}
@@ -153,6 +162,7 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> Step:
     held = set(part["held"])
     _check_names(body, "frozen modules", held & {path for path, _ in named_modules(module)}, held)
     flipped = [name for name, tensor in live.items() if tensor.requires_grad != entries[name].requires_grad]
+    still = frozenset(name for name, entry in entries.items() if not entry.requires_grad)
     gradients = {name: tensor for name, tensor in _gradients(body, tensors, what).items() if name in live}
     freeze, lost = _freeze(part, module)
     note = f"requires_grad of {len(flipped)} parameters was set as in the snapshot: {', '.join(flipped[:3])}"
@@ -163,12 +173,10 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> Step:
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(saved[name])
-        for name in flipped:
-            live[name].requires_grad_(entries[name].requires_grad)
+        restore_freeze(module, Frozen(tuple(part["held"]), still, freeze))
         for name, parameter in named_parameters(module):
             grad = gradients.get(name)
             parameter.grad = None if grad is None else grad.clone().to(parameter.device)
-        restore_freeze(module, part["held"], freeze)
 
     def undo() -> None:
         """Only extra state can be refused, and it is set before anything is copied."""

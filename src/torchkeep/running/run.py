@@ -35,7 +35,7 @@ from .keeping import Keeping
 from .leaving import LEFT, Sigterm
 from .monitor import Monitor
 from .position import Position, Reader
-from .restore import carry_out, data_of, extra_of, extra_state_of, plan_restore, random_of, tracked_in
+from .restore import carry_out, data_of, extra_of, extra_state_of, frozen_of, plan_restore, random_of, tracked_in
 from .tracking import kind_of
 
 Batch = TypeVar("Batch")
@@ -220,9 +220,9 @@ class Run(Keeping):
         tried.
 
         Modules and optimizers are restored by the names of their parameters, in which wrappers do not show, onto
-        whatever device they are on. An optimizer may hold its parameters in another order; what it holds no longer, or newly,
-        is listed. A freeze spec is restored in the phase it was in. Call this last, when loaders too are made: whatever
-        draws random numbers between resuming and training makes the run another one.
+        whatever device they are on. An optimizer may hold its parameters in another order; what it holds no longer, or
+        newly, is listed. A freeze spec is restored in the phase it was in. Call this last, when loaders too are made:
+        whatever draws random numbers between resuming and training makes the run another one.
 
         Args:
             model, optimizer, scheduler: what to restore into; they are tracked by `save` from then on.
@@ -327,7 +327,8 @@ class Run(Keeping):
         body, lazy = loaded.body, loaded.lazy
         weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
         file = f"{self.path}, snapshot {body.sequence}"
-        return Checkpoint(file, "torchkeep_run", weights, tree=extra_state_of(body, lazy))
+        tree, frozen = extra_state_of(body, lazy), frozen_of(body)
+        return Checkpoint(file, "torchkeep_run", weights, tree=tree, frozen=frozen)
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:

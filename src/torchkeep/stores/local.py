@@ -175,6 +175,8 @@ class LocalStore:
             return
         self._make_folder(self.root)
         path = self.root / LOCK
+        if not path.exists():  # where a lock is, the way to it was made durable before
+            self._settle_way()
         try:
             file = path.open("a+")
         except OSError as error:
@@ -196,13 +198,13 @@ class LocalStore:
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = file
         _LOCKED.add(self)
-        with self.guard(exclusive=True):  # tags are written without the lock
-            self._sweep()
-            try:
+        try:
+            with self.guard(exclusive=True):  # tags are written without the lock
+                self._sweep()
                 self._settle()
-            except OSError as error:
-                self.unlock()
-                raise save_error(error, self.root) from error
+        except BaseException:
+            self.unlock()
+            raise
 
     def unlock(self) -> None:
         """Let others write."""
@@ -215,10 +217,16 @@ class LocalStore:
 
     def _settle(self) -> None:
         """Make every name durable that a killed writer may have left to the system: a save will rely on them."""
-        for folder in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
-            self._sync_folder(folder)
+        try:
+            for folder in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
+                self._sync_folder(folder)
+        except OSError as error:
+            raise save_error(error, self.root) from error
+
+    def _settle_way(self) -> None:
+        """The same for the folders above, which as a rule others made, and which may not be ours to open."""
         for folder in self.root.parents:
-            with contextlib.suppress(OSError):  # made by others, as a rule, and perhaps not for us to open
+            with contextlib.suppress(OSError):
                 self._sync_folder(folder)
             if folder.is_mount():
                 break
