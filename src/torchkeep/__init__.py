@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from . import errors as errors
 from . import surgery as surgery
+from .auditing import assert_frozen as assert_frozen
+from .auditing import audit as audit
+from .auditing import fingerprint as fingerprint
 from .converting import convert as convert
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
@@ -69,10 +72,13 @@ __all__ = [
     "TensorSpec",
     "__version__",
     "add",
+    "assert_frozen",
+    "audit",
     "convert",
     "devices",
     "enter_phase",
     "errors",
+    "fingerprint",
     "freeze",
     "freeze_spec",
     "freeze_state",

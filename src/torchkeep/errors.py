@@ -20,6 +20,7 @@
     |  `- KeyNotFoundError               the store has no such key (also a FileNotFoundError)
     |- SelectorError                     a selector selects nothing or cannot be read (also a ValueError)
     |- SurgeryError                      the layer cannot be changed in this way (also a ValueError)
+    |- FrozenChangedError                what was frozen is not what it was (also an AssertionError); `.changed`
     `- MissingDependencyError            an optional package is not installed (also an ImportError)
 
 Every class has an `exit_code`, which the command line uses; docs/cli.md has them in one table.
@@ -249,6 +250,20 @@ class SurgeryError(TorchkeepError, ValueError):
     """The model cannot be changed in the way that was asked for. It is untouched."""
 
     exit_code = 51
+
+
+class FrozenChangedError(TorchkeepError, AssertionError):
+    """A frozen part of a model is not bit for bit what it was.
+
+    Attributes:
+        changed: names of the parameters and buffers that differ.
+    """
+
+    exit_code = 52
+
+    def __init__(self, message: str, *, changed: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.changed = changed
 
 
 class MissingDependencyError(TorchkeepError, ImportError):

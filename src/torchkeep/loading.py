@@ -267,8 +267,8 @@ def _place(model: nn.Module, plan: LoadPlan, device: torch.device | str | None) 
     reached = {plan.tied.get(move.target, move.target) for move in plan.moves}
     made: dict[str, torch.Tensor] = {}
     for path, module in named_modules(model):
-        held: dict[str, Any]
-        for held in (module._parameters, module._buffers):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in holders:
             for key, tensor in held.items():
                 name = f"{path}.{key}" if path else key
                 canonical = plan.tied.get(name, name)

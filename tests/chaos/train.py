@@ -1,7 +1,4 @@
-"""An ordinary training script: a tiny model, a run, a loop. Started again after a crash, it goes on where it was.
-
-    python train.py --out FOLDER [--epochs 3]
-"""
+"""An ordinary training script: a tiny model, a run, a loop. Started again after a crash, it goes on where it was."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Op:
 
     Attributes:
         kind: open, write, allocate, truncate, sync, link, rename, unlink, mkdir, sync_folder; or mark, which is no call.
-        path: of what is changed, relative to the folder that is watched.
+        path: of what is changed, relative to the folder that is watched; of an open file, its name when it was opened.
         other: what a link or rename starts from.
         file: number of the open file that is written to; every open has its own.
         offset, data: of a write.
@@ -63,11 +63,11 @@ class Watch:
             before: called with a change that is about to be made; may raise in its place.
             after: called with a change that was made.
         """
-        self.world = world.resolve()
+        self._starts = {str(world.absolute()), str(world.resolve())}
         self.before = before or (lambda op: None)
         self.after = after or (lambda op: None)
         self._mutex = threading.RLock()
-        self._files: dict[int, int] = {}
+        self._files: dict[int, tuple[int, str]] = {}
         self._folders: dict[int, str] = {}
         self._opened = 0
         self._real: dict[str, Any] = {}
@@ -98,9 +98,14 @@ class Watch:
         """Where below the watched folder a path is, None if it is elsewhere; the folder itself is `.`."""
         if isinstance(path, int):
             return None
-        full = Path(path).absolute()
-        full = full if full == self.world else full.parent.resolve() / full.name
-        return full.relative_to(self.world).as_posix() if full.is_relative_to(self.world) else None
+        full = os.fsdecode(path)
+        full = full if full.startswith(os.sep) else str(Path(full).absolute())
+        for start in self._starts:
+            if full == start:
+                return "."
+            if full.startswith(start + os.sep):
+                return full[len(start) + 1 :]
+        return None
 
     @contextlib.contextmanager
     def doing(self, op: Op) -> Iterator[None]:
@@ -124,10 +129,10 @@ class Watch:
             if Path(path).is_dir():
                 self._folders[fd] = place
                 return fd
-            self._files[fd] = number
+            self._files[fd] = (number, place)
             self.after(op)
             if cut and exists:
-                self.after(Op("truncate", file=number))
+                self.after(Op("truncate", place, file=number))
             return fd
 
     def forget(self, fd: int) -> None:
@@ -146,16 +151,18 @@ class Watch:
 
                 at_end = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
                 at = os.fstat(fd).st_size if at_end else os.lseek(fd, 0, os.SEEK_CUR)
-            self.before(Op("write", file=self._files[fd], offset=at, data=data()))
+            number, place = self._files[fd]
+            self.before(Op("write", place, file=number, offset=at, data=data()))
             done = write()
-            self.after(Op("write", file=self._files[fd], offset=at, data=data()[:done]))
+            self.after(Op("write", place, file=number, offset=at, data=data()[:done]))
             return done
 
     def sized(self, fd: int, kind: str, size: int, change: Callable[[], Any]) -> Any:
         """Change the size of an open file."""
         if fd not in self._files:
             return change()
-        with self.doing(Op(kind, file=self._files[fd], size=size)):
+        number, place = self._files[fd]
+        with self.doing(Op(kind, place, file=number, size=size)):
             return change()
 
     # -- what stands in for the functions of os ---------------------------------------------------------------

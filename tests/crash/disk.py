@@ -117,9 +117,9 @@ class Disk:
         """The program is gone, the system goes on: what is not synced is still to be written."""
         self._open = {}
 
-    def lose_power(self, generator: random.Random) -> Disk:
-        """What may be there after it: of all that was not synced, any part in any order."""
-        return _Loss(generator).disk(self)
+    def lose_power(self, generator: random.Random | None = None) -> Disk:
+        """What may be there after it: of all that was not synced any part, in any order; without a generator nothing."""
+        return (_Loss(generator) if generator else _Loss(random.Random(0), (0.0,), any_step=False)).disk(self)
 
     def tree(self) -> dict[str, bytes | None]:
         """The bytes of every file by its path, None for a folder."""
@@ -161,9 +161,11 @@ def tree_of(folder: Path) -> dict[str, bytes | None]:
 class _Loss:
     """One loss of power: how much of the names and of the data was on the disk by chance."""
 
-    def __init__(self, generator: random.Random) -> None:
+    def __init__(
+        self, generator: random.Random, chances: tuple[float, ...] = (0.0, 0.1, 0.5, 0.9, 1.0), any_step: bool = True
+    ) -> None:
         self._generator = generator
-        chances = (0.0, 0.1, 0.5, 0.9, 1.0)
+        self._any_step = any_step
         self._names, self._data, self._sizes = (generator.choice(chances) for _ in range(3))
         self._block = generator.choice((512, 4096))
         self._fill = generator.choice((bytes(4096), bytes(4096), _JUNK))
@@ -178,7 +180,7 @@ class _Loss:
         """The last of some steps, or the first, or any."""
         if self._generator.random() < chance:
             return steps[-1]
-        return steps[0] if self._generator.random() < 0.5 else self._generator.choice(steps)
+        return self._generator.choice(steps) if self._any_step and self._generator.random() < 0.5 else steps[0]
 
     def _folder(self, folder: Folder) -> Folder:
         names = dict(folder.safe)

@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,38 @@ class Saved:
 
 
 @dataclass
+class Promised:
+    """What had returned before a crash: the number of the last `save`, and the tags that were given."""
+
+    sequence: int = 0
+    tags: dict[str, int] = field(default_factory=dict)
+
+    def note(self, op: Op) -> None:
+        """Look at a call that was made."""
+        if op.kind == "mark" and op.path:
+            self.tags[op.path] = op.size
+        elif op.kind == "mark":
+            self.sequence = max(self.sequence, op.size)
+
+
+@dataclass
 class Story:
     """A training in a folder, watched: what it saved, and the calls it made.
 
     Attributes:
         saved: by sequence number.
         calls: all changes in order, with a mark where a `save` had returned.
+        missed: of a call, whether to do as if it was never made.
     """
 
     saved: dict[int, Saved] = field(default_factory=dict)
     calls: list[Op] = field(default_factory=list)
+    missed: Callable[[Op], bool] = lambda op: False
 
     def watch(self, world: Path) -> Watch:
-        """Note the calls of what is done inside."""
+        """Note the calls of what is done inside, but those that are to be missed."""
         self.calls = []
-        return Watch(world, after=self.calls.append)
+        return Watch(world, after=lambda op: None if self.missed(op) else self.calls.append(op))
 
     def train(self, run: tk.Run, model: nn.Module, optimizer: Any, step: int, logs: int = 2) -> None:
         """One epoch; what comes out follows from what was resumed alone, so that a second try gives the same bytes."""
@@ -80,33 +97,53 @@ class Story:
         with resumed(folder, snapshot=2) as (run, model, optimizer, step):
             for number in range(2):
                 self.train(run, model, optimizer, step + number)
+            run.tag("early", 1)
+            self.calls.append(Op("mark", "early", size=1))
+            run.prune(tk.keep_last(2) | tk.keep_tagged())
+            run.gc(grace=0)
+            self.train(run, model, optimizer, step + 2)
 
-    def next(self, folder: Path, floor: int, generator: random.Random) -> None:
-        """What a process does in a run that it finds: it gets back what was saved, and goes on.
+    def next(self, folder: Path, promised: Promised, generator: random.Random) -> None:
+        """What a process does in a run that it finds: it gets back what was saved, goes on, and may prune.
 
         Raises:
             AssertionError: it did not get what it was promised.
         """
-        reader = tk.Run(folder)
-        assert len(reader.history) <= len(reader.history.records)
+        tk.Run(folder).history.table()  # reading needs no repair
         model, optimizer = parts()
         with tk.Run(folder) as run:
             start = run.resume(model=model, optimizer=optimizer)
             report = run.last_resume
-            assert report is not None and report.sequence >= floor, f"{report.sequence} was resumed, {floor} was saved"
+            assert report.sequence >= promised.sequence, f"{report.sequence} resumed, {promised.sequence} was saved"
             assert not report.skipped and not report.notes, (report.skipped, report.notes)
-            if report.sequence:
-                was = self.saved[report.sequence]
-                assert start == was.step + 1
-                assert state_bits(model, optimizer) == was.bits, "other weights than were saved"
-            assert list(run.history) == (was.history if report.sequence else [])
-            assert not list(folder.rglob(".tmp-*")), "leftovers stay"
-            self.train(run, model, optimizer, start, logs=generator.choice((0, 1, 3)))
-            newest = max(self.saved) if generator.random() < 0.5 else 0
-        if newest:
+            was = self.saved[report.sequence] if report.sequence else Saved(-1, state_bits(model, optimizer), [])
+            assert start == was.step + 1
+            assert state_bits(model, optimizer) == was.bits, "other weights than were saved"
+            assert list(run.history) == was.history, "another history than was saved"
+            assert promised.tags.items() <= run.tags.items(), f"tags are {run.tags}, {promised.tags} were given"
+            assert not list(folder.rglob(".tmp-*")), "unfinished files stay"
+            self.train(run, model, optimizer, start, logs=generator.choice((0, 2, 3)))
+            if generator.random() < 0.3:
+                run.prune(tk.keep_last(2) | tk.keep_tagged())
+                run.gc(grace=0)
+        if generator.random() < 0.5:
             with resumed(folder) as (run, model, optimizer, step):
-                assert state_bits(model, optimizer) == self.saved[run.last_resume.sequence].bits
+                assert state_bits(model, optimizer) == self.saved[run.last_resume.sequence].bits, "what was saved last"
                 self.train(run, model, optimizer, step)
+
+
+class Sparing(random.Random):
+    """Chooses that a process does little: it trains for so many batches, saves and ends."""
+
+    def __init__(self, logs: int) -> None:
+        super().__init__()
+        self._logs = logs
+
+    def choice(self, options: Any) -> Any:
+        return self._logs
+
+    def random(self) -> float:
+        return 1.0
 
 
 def parts() -> tuple[nn.Module, Any]:
@@ -138,51 +175,68 @@ class Summary:
         return f"{self.count} states after {self.calls} calls: {seen}; each resumed what was saved last, whole"
 
 
-def run_states(count: int, seed: int = 0, *, first: int = 0) -> Summary:
+def run_states(
+    count: int, seed: int = 0, *, first: int = 0, missed: Callable[[Op], bool] = lambda op: False
+) -> Summary:
     """Build states of a run after crashes, and let a new process go on from each.
 
     Args:
         count: how many states.
         seed: of the choices; a state is the same for the same seed and number.
         first: number of the first state, to see a single one again.
+        missed: calls to do without, to see what they are good for.
 
     Raises:
         AssertionError: a promise was broken; it names the state.
     """
-    with tempfile.TemporaryDirectory() as name:
-        world = Path(name, "first")
-        world.mkdir()
-        story = Story()
+    with _folder() as folder:
         torch.manual_seed(seed)
-        with story.watch(world):
-            story.first(world / PLACE)
+        story = told(folder, missed)
         summary = Summary(count, seed, len(story.calls))
         for number in range(first, first + count):
-            generator = random.Random(f"{seed}/{number}")
             try:
-                _state(Path(name, "world"), story, generator, summary)
+                _state(folder / "world", story, random.Random(f"{seed}/{number}"), summary)
             except Exception as error:
                 raise AssertionError(f"run_states(1, {seed}, first={number}): {error}") from error
     return summary
 
 
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
+
+
+def told(folder: Path, missed: Callable[[Op], bool] = lambda op: False) -> Story:
+    """The first story, in a new folder."""
+    (folder / "first").mkdir()
+    story = Story(missed=missed)
+    with story.watch(folder / "first"):
+        story.first(folder / "first" / PLACE)
+    return story
+
+
+def names_given(calls: list[Op]) -> list[int]:
+    """How many calls were made whenever a name was given or changed."""
+    return [place for place, op in enumerate(calls, 1) if op.makes or op.kind in {"link", "rename", "mkdir"}]
+
+
 def moment(calls: list[Op], generator: random.Random) -> int:
     """How many calls were made: any number; or up to a name that is not safe yet, or to the end of a save."""
-    names = [place for place, op in enumerate(calls, 1) if op.makes or op.kind in {"link", "rename", "mkdir"}]
     saves = [place for place, op in enumerate(calls, 1) if op.kind == "mark"]
-    found = generator.choice((list(range(len(calls) + 1)), names, saves))
+    found = generator.choice((list(range(len(calls) + 1)), names_given(calls), saves))
     return generator.choice(found) if found else len(calls)
 
 
 def _state(world: Path, first: Story, generator: random.Random, summary: Summary) -> None:
     """Crash, go on, crash again, up to three times; at the end power is lost, before it a process may just be killed."""
-    story, disk, floor = Story(dict(first.saved), first.calls), Disk(), 0
+    story, disk, promised = Story(dict(first.saved), first.calls, first.missed), Disk(), Promised()
     crashes = generator.choice((1, 1, 2, 3))
     for crash in range(crashes):
-        reached = moment(story.calls, generator)
-        for op in story.calls[:reached]:
+        for op in story.calls[: moment(story.calls, generator)]:
             disk.apply(op)
-            floor = max(floor, op.size) if op.kind == "mark" else floor
+            promised.note(op)
         if crash < crashes - 1 and generator.random() < 0.5:
             disk.killed()
             summary.seen["kills"] += 1
@@ -190,12 +244,52 @@ def _state(world: Path, first: Story, generator: random.Random, summary: Summary
             before = disk.tree()
             disk = disk.lose_power(generator)
             summary.seen["losses of power"] += 1
-            summary.seen["losses with consequences"] += disk.tree() != before
-        try:
-            disk.make(world)
-            with story.watch(world):
-                story.next(world / PLACE, floor, generator)
-            report = tk.verify(world / PLACE)
-            assert report.ok, report
-        finally:
-            shutil.rmtree(world, ignore_errors=True)
+            summary.seen["of them with consequences"] += disk.tree() != before
+        go_on(world, disk, story, promised, generator)
+
+
+def go_on(world: Path, disk: Disk, story: Story, promised: Promised, generator: random.Random) -> None:
+    """Let a process find what is on a disk.
+
+    Raises:
+        AssertionError: it did not get what it was promised, or the run is not sound afterwards.
+    """
+    try:
+        disk.make(world)
+        with story.watch(world):
+            story.next(world / PLACE, promised, generator)
+        report = tk.verify(world / PLACE)
+        assert report.ok, report
+    finally:
+        shutil.rmtree(world, ignore_errors=True)
+
+
+def kill_states() -> int:
+    """Kill a new run whenever it has given a name; another process saves, and then all that is not synced is lost.
+
+    Returns:
+        The number of states.
+
+    Raises:
+        AssertionError: a promise was broken; it names the call after which the process was killed.
+    """
+    with _folder() as folder:
+        first = told(folder)
+        second = [place for place, op in enumerate(first.calls) if op.kind == "mark"][1]
+        moments = [(reached, logs) for reached in names_given(first.calls[:second]) for logs in (0, 2)]
+        for reached, logs in moments:
+            story, disk, promised = Story(dict(first.saved)), Disk(), Promised()
+            try:
+                for op in first.calls[:reached]:
+                    disk.apply(op)
+                    promised.note(op)
+                disk.killed()
+                go_on(folder / "world", disk, story, promised, Sparing(logs))
+                for op in story.calls:
+                    disk.apply(op)
+                    promised.note(op)
+                go_on(folder / "world", disk.lose_power(), story, promised, Sparing(0))
+            except Exception as error:
+                call = first.calls[reached - 1]
+                raise AssertionError(f"killed after {call.kind} of {call.path}, {logs} batches: {error}") from error
+    return len(moments)

@@ -27,6 +27,7 @@ class Snapshot:
         tensors, nbytes: how many tensors it has and their bytes, shared ones counted once.
         new_bytes: bytes of tensors that no earlier snapshot of the run had.
         packs: ids of the packs it needs.
+        path: the folder of its run.
     """
 
     sequence: int
@@ -38,6 +39,7 @@ class Snapshot:
     nbytes: int
     new_bytes: int
     packs: tuple[str, ...]
+    path: str = ""
 
     def __str__(self) -> str:
         metrics = ", ".join(f"{name} {_number(value)}" for name, value in self.metrics.items())

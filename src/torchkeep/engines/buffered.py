@@ -14,6 +14,7 @@ from ..errors import CommitUnknownError, save_error
 
 TEMPORARY = ".tmp-"
 _IOV = 512
+_BLOCK = 4096  # what a new name takes of a disk, about
 _BATCH = 4 << 20  # small tensors are gathered up to here; nothing is held longer
 
 
@@ -62,7 +63,7 @@ def write_file(
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
     except OSError as error:
-        raise save_error(error, path, max(nbytes, asked)) from error
+        raise save_error(error, path, max(nbytes, asked) or _BLOCK) from error
     if durable:  # also where the name was there: who gave it may have been killed before it was durable
         try:
             sync_folder(path.parent)

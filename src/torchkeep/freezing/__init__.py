@@ -11,10 +11,15 @@ from .parts import FreezeReport, freeze, unfreeze
 from .phases import PhaseReport, enter_phase, restore_freeze
 from .presets import freeze_spec, read_spec, write_spec
 from .state import freeze_state
+from .view import DROPOUTS, NORMS, View, blocks_of
 
 __all__ = [
+    "DROPOUTS",
+    "NORMS",
     "FreezeReport",
     "PhaseReport",
+    "View",
+    "blocks_of",
     "enter_phase",
     "freeze",
     "freeze_spec",

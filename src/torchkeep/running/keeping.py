@@ -12,8 +12,8 @@ from ..core.units import parse_seconds
 from ..errors import KeyNotFoundError, LoadError, TorchkeepError
 from ..stores import Store
 from .archive import MARKER, Archive
-from .retention import GRACE, collect, prune
-from .tags import read_tags, tag_key, write_tag
+from .retention import GRACE, collect, flush, prune
+from .tags import TAGS, read_tags, tag_key, write_tag
 
 
 class Keeping(ABC):
@@ -74,6 +74,7 @@ class Keeping(ABC):
                     f"{self.path} has no tag {name!r}", hint=f"there are: {', '.join(sorted(tags)) or 'none'}"
                 )
             self._store.delete(key)
+            flush(self._store, TAGS)
 
     def prune(self, policy: Policy, *, dry_run: bool = False, damaged: bool = False) -> PruneReport:
         """Drop the snapshots that a policy does not keep. `gc` frees the bytes that only they needed.

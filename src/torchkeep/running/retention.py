@@ -45,10 +45,11 @@ def pruned_spans(store: Store) -> list[Span]:
         raise CorruptCheckpointError(f"cannot be read: {error}", file=PRUNED) from error
 
 
-def _flush(store: Store, prefix: str) -> None:
-    flush = getattr(store, "flush", None)
-    if flush is not None:
-        flush(prefix)
+def flush(store: Store, prefix: str) -> None:
+    """Make durable what was deleted, where the store can."""
+    act = getattr(store, "flush", None)
+    if act is not None:
+        act(prefix)
 
 
 # -- prune ----------------------------------------------------------------------------------------------------
@@ -174,9 +175,11 @@ def _carry_out(store: Store, plan: _Plan) -> None:
     for sequence in sorted(plan.drop):
         store.delete(manifest_key(sequence))
     if plan.drop:
-        _flush(store, SNAPSHOTS)
+        flush(store, SNAPSHOTS)
     for name in plan.tags:
         store.delete(f"{TAGS}{name}.json")
+    if plan.tags:
+        flush(store, TAGS)
 
 
 def _notes(
@@ -237,10 +240,10 @@ def collect(
         sizes = {key: _size(store, key) for key in (*spare, *others)}
         if not dry_run:
             ages.condemn(spare.values())
-            _flush(store, SNAPSHOTS)  # a manifest must not come back after a loss of power when its packs do not
+            flush(store, SNAPSHOTS)  # a manifest must not come back after a loss of power when its packs do not
             for key in old:
                 store.delete(key)
-            _flush(store, PACKS)
+            flush(store, PACKS)
     waiting = [key for key in (*spare, *others) if key not in set(old)]
     return GarbageReport(
         path=path,

@@ -8,6 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -333,7 +334,7 @@ class Run(Keeping):
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """The intact snapshots, oldest first."""
-        return self._archive.snapshots()
+        return tuple(replace(one, path=str(self.path.absolute())) for one in self._archive.snapshots())
 
     @property
     def best(self) -> Snapshot | None:

@@ -1,0 +1,139 @@
+"""What a loss of power leaves of a run, simulated; and that the simulation would notice if a sync were missing."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from torchkeep.stores.local import LocalStore
+
+from .calls import Op, Watch
+from .disk import Disk, tree_of
+from .states import PLACE, kill_states, run_states, told
+
+
+def test_what_is_recorded_is_all_that_was_done(tmp_path: Path) -> None:
+    """The calls alone give the same folder, byte for byte."""
+    story = told(tmp_path)
+    disk = Disk()
+    for op in story.calls:
+        disk.apply(op)
+    assert disk.tree() == tree_of(tmp_path / "first")
+    kinds = {op.kind for op in story.calls}
+    assert kinds >= {"open", "write", "allocate", "sync", "link", "rename", "unlink", "mkdir", "sync_folder", "mark"}
+    disk.make(tmp_path / "again")
+    assert tree_of(tmp_path / "again") == disk.tree()
+
+
+def test_calls_of_every_kind_are_recorded(tmp_path: Path) -> None:
+    """Whatever way Python has of changing a file; a way that is not simulated is refused."""
+    import os  # the functions are looked up when they are called
+
+    calls: list[Op] = []
+    world = tmp_path / "world"
+    world.mkdir()
+    with Watch(world, after=calls.append):
+        (world / "text").write_text("text")
+        with (world / "text").open("a") as file:
+            file.write(" and more")
+        with (world / "both").open("w+b") as both:
+            both.write(b"0123456789")
+            both.seek(2)
+            both.write(b"XX")
+            both.truncate(7)
+        fd = os.open(world / "low", os.O_RDWR | os.O_CREAT)
+        os.write(fd, b"low")
+        os.pwrite(fd, b"L", 0)
+        os.posix_fallocate(fd, 0, 5)
+        os.ftruncate(fd, 4)
+        os.close(fd)
+        (world / "folder").mkdir()
+        (world / "low").rename(world / "folder" / "high")
+        (world / "folder" / "link").hardlink_to(world / "text")
+        (world / "both").replace(world / "text")
+        (world / "gone").touch()
+        (world / "gone").unlink()
+        (tmp_path / "outside").write_text("not seen")
+        with pytest.raises(AssertionError, match="not simulated"):
+            (world / "soft").symlink_to("text")
+    disk = Disk()
+    for op in calls:
+        disk.apply(op)
+    assert disk.tree() == tree_of(world)
+    assert disk.tree()["folder/high"] == b"Low\0" and disk.tree()["text"] == b"01XX456"
+
+
+def test_what_is_synced_is_never_lost_and_what_is_not_may_be(tmp_path: Path) -> None:
+    calls: list[Op] = []
+    with Watch(tmp_path, after=calls.append):
+        import os
+
+        for name in ("safe", "named", "written"):
+            fd = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT)
+            os.write(fd, b"a" * 5000)
+            if name != "named":
+                os.fsync(fd)
+            if name == "safe":
+                os.write(fd, b"b" * 5000)
+            os.close(fd)
+            if name == "named":
+                folder = os.open(tmp_path, os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
+    disk = Disk()
+    for op in calls:
+        disk.apply(op)
+    generator = random.Random(0)
+    trees = [disk.lose_power(generator).tree() for _ in range(500)]
+    assert all(tree["safe"].startswith(b"a" * 5000) and "named" in tree for tree in trees)
+    assert {len(tree["safe"]) for tree in trees} == {5000, 10_000}
+    assert {len(tree["named"]) for tree in trees} == {0, 5000}
+    assert any(set(tree["named"]) == {0, ord("a")} for tree in trees), "some blocks are written and others are not"
+    assert {"written" in tree for tree in trees} == {True, False}
+    assert {tree["written"] for tree in trees if "written" in tree} == {b"a" * 5000}
+    assert disk.lose_power().tree() == {"safe": b"a" * 5000, "named": b""}
+
+
+def test_a_run_outlives_losses_of_power() -> None:
+    summary = run_states(100)
+    assert summary.seen["kills"] > 20 and summary.seen["of them with consequences"] > 70, summary
+
+
+def test_what_a_killed_process_left_is_made_safe_before_it_is_relied_on() -> None:
+    assert kill_states() > 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("sync", r"\.tmp-torchkeep.*"),
+        ("sync", r"history\.jsonl"),
+        ("sync", r"packs/.*"),
+        ("sync", r"snapshots/.*"),
+        ("sync", r"tags/.*"),
+        ("sync_folder", r""),
+        ("sync_folder", r"packs"),
+        ("sync_folder", r"snapshots"),
+        ("sync_folder", r"tags"),
+    ],
+)
+def test_without_a_sync_the_promise_is_broken(kind: str, path: str) -> None:
+    wanted = re.compile(f"{PLACE}/{path}" if path else PLACE)
+    with pytest.raises(AssertionError, match="run_states"):
+        run_states(150, missed=lambda op: op.kind == kind and wanted.fullmatch(op.path) is not None)
+
+
+@pytest.mark.parametrize("path", [".", "deep", "deep/er"])
+def test_the_way_to_a_run_has_to_be_safe_too(path: str) -> None:
+    with pytest.raises(AssertionError, match="run_states"):
+        run_states(150, missed=lambda op: op.kind == "sync_folder" and op.path == path)
+
+
+@pytest.mark.parametrize("step", ["_settle", "_settle_way"])
+def test_without_settling_a_killed_process_breaks_the_promise(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalStore, step, lambda store: None)
+    with pytest.raises(AssertionError, match="killed after"):
+        kill_states()
