@@ -18,7 +18,8 @@ class Op:
     """One change.
 
     Attributes:
-        kind: open, write, allocate, truncate, sync, link, rename, unlink, mkdir, sync_folder; or mark, which is no call.
+        kind: open, write, allocate, truncate, sync, link, rename, mkdir, unlink (of a folder too), sync_folder; or mark,
+            which is no call.
         path: of what is changed, relative to the folder that is watched; of an open file, its name when it was opened.
         other: what a link or rename starts from.
         file: number of the open file that is written to; every open has its own.
@@ -45,7 +46,7 @@ class Op:
 Listener = Callable[[Op], None]
 
 _UNKNOWN = (
-    "pwritev", "sendfile", "copy_file_range", "splice", "symlink", "truncate", "rmdir", "removedirs", "renames", "mknod",
+    "pwritev", "sendfile", "copy_file_range", "splice", "symlink", "truncate", "removedirs", "renames", "mknod",
 )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ class Watch:
     def __enter__(self) -> Watch:
         ours = {name: getattr(self, f"_{name}") for name in (
             "open", "close", "write", "writev", "pwrite", "posix_fallocate", "ftruncate", "fsync", "fdatasync", "link",
-            "rename", "replace", "unlink", "remove", "mkdir",
+            "rename", "replace", "unlink", "remove", "mkdir", "rmdir",
         )}  # fmt: skip
         ours = {name: function for name, function in ours.items() if hasattr(os, name)}
         ours |= {name: self._unknown(name) for name in _UNKNOWN if hasattr(os, name)}
@@ -228,17 +229,22 @@ class Watch:
     def _replace(self, source: Any, target: Any) -> None:
         self._two("rename", "replace", source, target)
 
-    def _unlink(self, path: Any) -> None:
+    def _unlink(self, path: Any, **options: Any) -> None:
         place = self.place(path)
         with self.doing(Op("unlink", place)) if place else contextlib.nullcontext():
-            self._real["unlink"](path)
+            self._real["unlink"](path, **options)
 
     _remove = _unlink
 
-    def _mkdir(self, path: Any, mode: int = 0o777) -> None:
+    def _rmdir(self, path: Any, **options: Any) -> None:
+        place = self.place(path)
+        with self.doing(Op("unlink", place)) if place else contextlib.nullcontext():
+            self._real["rmdir"](path, **options)
+
+    def _mkdir(self, path: Any, mode: int = 0o777, **options: Any) -> None:
         place = self.place(path)
         with self.doing(Op("mkdir", place)) if place else contextlib.nullcontext():
-            self._real["mkdir"](path, mode)
+            self._real["mkdir"](path, mode, **options)
 
     def _unknown(self, name: str) -> Any:
         def refuse(*args: Any, **options: Any) -> Any:

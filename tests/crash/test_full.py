@@ -177,5 +177,4 @@ def test_a_small_disk_that_is_really_full(tmp_path: Path, what: str) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},
     )
     assert done.returncode == 0, done.stderr
-    refused = int(done.stdout)
-    assert refused >= 4, "so many saves were refused before one had room"
+    assert 3 <= int(done.stdout) <= 7, "of ten saves some were refused"

@@ -11,7 +11,7 @@ from torch import nn
 from ..core.freezespec import FreezeSpec, factor
 from ..errors import SelectorError
 from .state import freeze_state
-from .view import NORMS, View
+from .view import NORMS, View, can_train
 
 # What a group is called, which parameters belong to it when they are trained, its rate now and in each phase.
 NAME, MEMBERS, SCALE, SCALES = "name", "members", "lr_scale", "lr_scales"
@@ -165,6 +165,30 @@ def _depths(view: View) -> dict[int, int]:
     return {key: len(view.steps) - 1 - (view.step_of(key) or 0) for key in view.parameters}
 
 
+def check_room(view: View, optimizer: Any, keys: Iterable[int], schedulers: Iterable[Any]) -> None:
+    """Make sure that schedulers which count groups will not meet a new one.
+
+    Args:
+        view: the model.
+        optimizer: before it is regrouped.
+        keys: ids of the parameters that are to be trained.
+        schedulers: of the optimizer.
+
+    Raises:
+        SelectorError: the optimizer needs a new group for some of them.
+    """
+    names = {id(parameter): view.parameter_names[key][0] for key, parameter in view.parameters.items()}
+    wanted = {names[key]: key for key in keys if can_train(view.parameters[key])}
+    housed = {key for group in optimizer.param_groups for key in _members_of(group, wanted, names)}
+    homeless = set(wanted.values()) - housed
+    if homeless and any(hasattr(scheduler, "base_lrs") for scheduler in schedulers):
+        raise SelectorError(
+            f"{len(homeless)} parameters are to be trained and the optimizer has no group for them, "
+            "which its scheduler does not expect",
+            hint="make the optimizer of tk.param_groups(model, spec, lr=...): its groups last through all phases",
+        )
+
+
 def regroup(view: View, optimizer: Any, phase: int, schedulers: Iterable[Any]) -> Regrouped:
     """Bring a live optimizer to what its model trains now.
 
@@ -173,21 +197,12 @@ def regroup(view: View, optimizer: Any, phase: int, schedulers: Iterable[Any]) -
         optimizer: is changed in place.
         phase: the number of the phase now in force.
         schedulers: hold base learning rates of its groups, which change with the rates.
-
-    Raises:
-        SelectorError: a scheduler does not expect the group that would be needed. The optimizer is untouched.
     """
     names = {id(parameter): view.parameter_names[key][0] for key, parameter in view.parameters.items()}
     wanted = {view.parameter_names[key][0]: key for key, one in view.parameters.items() if one.requires_grad}
     before = _members(optimizer)
     places = [_members_of(group, wanted, names) for group in optimizer.param_groups]
     homeless = set(wanted.values()) - {key for keys in places for key in keys}
-    if homeless and any(hasattr(scheduler, "base_lrs") for scheduler in schedulers):
-        raise SelectorError(
-            f"{len(homeless)} parameters are trained from now on and the optimizer has no group for them, "
-            "which its scheduler does not expect",
-            hint="make the optimizer of tk.param_groups(model, spec, lr=...): its groups last through all phases",
-        )
     for group, keys in zip(optimizer.param_groups, places, strict=True):
         strangers = [one for one in group["params"] if id(one) not in names]
         set_members(group, [*(view.parameters[key] for key in keys), *strangers], names)

@@ -13,7 +13,7 @@ from ..core.live import named_parameters
 from ..core.names import fold
 from ..core.table import Table, human_count, shorten
 from ..errors import SelectorError
-from .groups import Regrouped, regroup
+from .groups import Regrouped, check_room, regroup
 from .holding import held_modules, restore_held
 from .state import attach, freeze_state
 from .view import DROPOUTS, NORMS, View, can_train, numel
@@ -113,7 +113,7 @@ def enter_phase(model: nn.Module, epoch: int, optimizer: Any = None, scheduler: 
         What changed; None while the phase is the same.
 
     Raises:
-        SelectorError: the model has no spec.
+        SelectorError: the model has no spec, or a scheduler cannot follow. Nothing was changed.
     """
     state = freeze_state(model)
     if state is None:
@@ -124,11 +124,13 @@ def enter_phase(model: nn.Module, epoch: int, optimizer: Any = None, scheduler: 
     if new == state:
         return None
     view = View(model)
+    schedulers = scheduler if isinstance(scheduler, (list, tuple)) else [] if scheduler is None else [scheduler]
+    if optimizer is not None:
+        check_room(view, optimizer, view.chosen(new.spec.phases[new.phase].selector).parameters, schedulers)
     report = _apply(view, new)
     attach(model, new)
     if optimizer is None:
         return report
-    schedulers = scheduler if isinstance(scheduler, (list, tuple)) else [] if scheduler is None else [scheduler]
     moved = regroup(view, optimizer, new.phase, schedulers)
     return replace(report, regrouped=moved)
 
