@@ -641,21 +641,55 @@ def test_other_groups_keep_the_moments_and_what_can_be_said_of_the_options(tmp_p
             assert torch.equal(joined.state[parameter]["exp_avg"], moments[name]), name
 
 
-def test_parameters_that_the_optimizer_no_longer_or_newly_holds_are_listed(tmp_path: Path) -> None:
+def test_what_the_optimizer_held_comes_back_into_it_and_what_is_new_is_listed(tmp_path: Path) -> None:
     model, _, _ = make()
     part = torch.optim.Adam([*model.conv.parameters(), *model.head.parameters()])
     train_epoch(model, part)
-    moment = part.state[model.head.weight]["exp_avg"].clone()
+    moments = {name: part.state[one]["exp_avg"].clone() for name, one in model.named_parameters() if one in part.state}
     with tk.Run(tmp_path) as run:
         run.save(0, model=model, optimizer=part)
         other = torch.optim.Adam([*model.fc.parameters(), *model.head.parameters()])
-        with pytest.warns(ResumeWarning) as warned:
+        with pytest.warns(ResumeWarning, match="2 parameters were not in the saved optimizer .*: fc.bias, fc.weight"):
             run.resume(optimizer=other)
-        assert len(warned) == 2 and run.last_resume.lost == (
-            "2 parameters were not in the saved optimizer and start without moments: fc.bias, fc.weight",
-            "2 parameters of the saved optimizer are not in this one: conv.bias, conv.weight",
-        )
-        assert torch.equal(other.state[model.head.weight]["exp_avg"], moment) and model.fc.weight not in other.state
+        assert run.last_resume.notes == ("2 parameters came back into the optimizer: conv.bias, conv.weight",)
+        for name, moment in moments.items():
+            assert torch.equal(other.state[model.get_parameter(name)]["exp_avg"], moment)
+        assert model.fc.weight not in other.state
+        run.save(1)
+    with tk.Run(tmp_path) as run, pytest.warns(ResumeWarning) as warned:
+        run.resume(optimizer=torch.optim.Adam(nn.Linear(1, 1).parameters()))
+    assert any("6 parameters of the saved optimizer are in no tracked module" in str(one.message) for one in warned)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_group_that_was_added_on_the_way_comes_back(tmp_path: Path, named: bool) -> None:
+    """As scripts unfreeze: the optimizer is made of the head, and the backbone joins it later."""
+
+    def given(model: nn.Module, part: str) -> list:
+        pairs = list(model.get_submodule(part).named_parameters(prefix=part))
+        return pairs if named else [parameter for _, parameter in pairs]
+
+    def train(run: tk.Run, stop: int) -> bytes:
+        random.seed(0), torch.manual_seed(0)
+        model = TinyNet()
+        for part in (model.conv, model.bn, model.fc, model.tied):
+            part.requires_grad_(False)
+        opt = torch.optim.Adam(given(model, "head"), lr=0.1)
+        for epoch in range(run.resume(model=model, optimizer=opt), stop):
+            if epoch == 2:
+                model.conv.requires_grad_(True)
+                opt.add_param_group({"params": given(model, "conv"), "lr": 0.02})
+            train_epoch(model, opt)
+            run.save(epoch)
+        assert len(opt.param_groups) == 1 + (stop > 2)
+        return state_bits(model, opt)
+
+    with tk.Run(tmp_path / "whole") as run:
+        whole = train(run, 6)
+    for stop in (1, 3, 4, 6):
+        with tk.Run(tmp_path / "run") as run:
+            state = train(run, stop)
+    assert state == whole
 
 
 def test_groups_in_another_order_are_refused_where_a_scheduler_counts_them(tmp_path: Path) -> None:

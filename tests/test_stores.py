@@ -19,6 +19,7 @@ from torchkeep.engines.mapped import MappedSource
 from torchkeep.errors import (
     CorruptCheckpointError,
     KeyNotFoundError,
+    ResumeWarning,
     RunLockedError,
     SaveError,
     UnsupportedFeatureError,
@@ -125,11 +126,17 @@ def test_a_run_in_memory_resumes_and_falls_back() -> None:
     damaged[len(damaged) // 2] ^= 1
     store.put("snapshots/3.json", [damaged], replace=True)
     with tk.Run("nowhere", store=MemoryStore(store)) as run:
-        assert run.resume(model=other, optimizer=other_opt) == 2
+        with pytest.warns(ResumeWarning, match="snapshot 3 was skipped"):
+            assert run.resume(model=other, optimizer=other_opt) == 2
         assert state_bits(other, other_opt) == states[1]
         assert [one.sequence for one in run.last_resume.skipped] == [3]
         assert [record["epoch"] for record in run.history] == [0, 1]
         assert run.save(2).sequence == 4
+        assert [one.sequence for one in run.snapshots] == [1, 2, 4]
+        run.prune(tk.keep_last(1), damaged=True)
+        assert run.gc().removed
+    with tk.Run("nowhere", store=store) as run:
+        assert run.resume(model=other, optimizer=other_opt) == 3 and state_bits(other, other_opt) == states[1]
     assert not Path("nowhere").exists()
 
 

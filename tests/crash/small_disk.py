@@ -1,6 +1,6 @@
 """Saves on a small file system that is nearly full: run by a test, in a mount namespace of its own.
 
-python tests/crash/small_disk.py <mounted folder> <folder elsewhere> bytes|names
+python tests/crash/small_disk.py <mounted folder> <folder elsewhere>
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ def attempt(disk: Path, old: list[tuple[str, bytes]], what: str, left: int) -> b
     return refused
 
 
-def main() -> int:
+def refusals(disk: Path, base: Path, what: str) -> int:
     """Of ten saves, with one more block or file free each time, how many were refused."""
-    disk, base, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     model, optimizer = parts()
     with tk.Run(base / "run") as run:
         saves(run, model, optimizer, 0)
@@ -78,4 +77,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    print(main())
+    places = Path(sys.argv[1]), Path(sys.argv[2])
+    print(*(refusals(places[0], places[1] / what, what) for what in ("bytes", "names")))

@@ -190,8 +190,7 @@ def run_states(
         AssertionError: a promise was broken; it names the state.
     """
     with _folder() as folder:
-        torch.manual_seed(seed)
-        story = told(folder, missed)
+        story = told(folder, missed, seed)
         summary = Summary(count, seed, len(story.calls))
         for number in range(first, first + count):
             try:
@@ -208,9 +207,10 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def told(folder: Path, missed: Callable[[Op], bool] = lambda op: False) -> Story:
+def told(folder: Path, missed: Callable[[Op], bool] = lambda op: False, seed: int = 0) -> Story:
     """The first story, in a new folder."""
     (folder / "first").mkdir()
+    torch.manual_seed(seed)
     story = Story(missed=missed)
     with story.watch(folder / "first"):
         story.first(folder / "first" / PLACE)

@@ -155,8 +155,7 @@ def test_a_sync_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
     assert number > 20
 
 
-@pytest.mark.parametrize("what", ["bytes", "names"])
-def test_a_small_disk_that_is_really_full(tmp_path: Path, what: str) -> None:
+def test_a_small_disk_that_is_really_full(tmp_path: Path) -> None:
     """A file system of a few hundred kilobytes in memory, or of a few dozen files, filled up to the last block."""
     mount = "mount -t tmpfs -o size=400k,nr_inodes=90 none"
     place = tmp_path / "disk"
@@ -169,7 +168,7 @@ def test_a_small_disk_that_is_really_full(tmp_path: Path, what: str) -> None:
         pytest.skip("no file system can be mounted here")
     script = Path(__file__).with_name("small_disk.py")
     done = subprocess.run(
-        [*alone, f"{mount} {place} && exec {sys.executable} {script} {place} {tmp_path / 'base'} {what}"],
+        [*alone, f"{mount} {place} && exec {sys.executable} {script} {place} {tmp_path / 'base'}"],
         capture_output=True,
         text=True,
         check=False,
@@ -177,4 +176,4 @@ def test_a_small_disk_that_is_really_full(tmp_path: Path, what: str) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},
     )
     assert done.returncode == 0, done.stderr
-    assert 3 <= int(done.stdout) <= 7, "of ten saves some were refused"
+    assert all(3 <= int(refused) <= 7 for refused in done.stdout.split()), "of ten saves some were refused"

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import torchkeep as tk
 from torchkeep.stores.local import LocalStore
 
 from .calls import Op, Watch
@@ -97,9 +99,35 @@ def test_what_is_synced_is_never_lost_and_what_is_not_may_be(tmp_path: Path) -> 
     assert disk.lose_power().tree() == {"safe": b"a" * 5000, "named": b""}
 
 
+def test_a_saved_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    calls: list[Op] = []
+    with Watch(tmp_path, after=calls.append):
+        for number in range(3):
+            tk.save({"weight": torch.full((3000,), float(number))}, tmp_path / "model.safetensors")
+            calls.append(Op("mark", size=number))
+    generator = random.Random(0)
+    found = set()
+    for number in range(200):
+        reached = generator.randrange(len(calls) + 1)
+        disk = Disk()
+        for op in calls[:reached]:
+            disk.apply(op)
+        returned = [op.size for op in calls[:reached] if op.kind == "mark"]
+        folder = tmp_path / f"state {number}"
+        disk.lose_power(generator).make(folder)
+        if not (folder / "model.safetensors").exists():
+            assert not returned
+            continue
+        value = tk.load(folder / "model.safetensors")["weight"]
+        assert tk.verify(folder / "model.safetensors").ok and len(set(value.tolist())) == 1
+        assert value[0] >= max(returned, default=0)
+        found.add(int(value[0]))
+    assert found == {0, 1, 2}
+
+
 def test_a_run_outlives_losses_of_power() -> None:
-    summary = run_states(100)
-    assert summary.seen["kills"] > 20 and summary.seen["of them with consequences"] > 70, summary
+    summary = run_states(200)
+    assert summary.seen["kills"] > 40 and summary.seen["of them with consequences"] > 150, summary
 
 
 def test_what_a_killed_process_left_is_made_safe_before_it_is_relied_on() -> None:

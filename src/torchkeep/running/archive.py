@@ -58,7 +58,7 @@ class Archive:
         self._store = store
         self._known: dict[Content, Place] = {}
         self._damaged_packs: set[str] = set()
-        self._verified: set[Place] = set()
+        self._verified: dict[str, set[str]] = {}
         self._snapshots: dict[int, Snapshot] = {}
         self._unreadable: dict[int, str] = {}
         self._counted: set[str] = set()
@@ -148,7 +148,7 @@ class Archive:
         if gone:
             named = self.named()
             self._known = {content: place for content, place in self._known.items() if place.pack in named}
-            self._verified = {place for place in self._verified if place.pack in named}
+            self._verified = {ident: keys for ident, keys in self._verified.items() if ident in named}
             self._sizes = {ident: size for ident, size in self._sizes.items() if ident in named}
             self._damaged_packs &= named
             self._opened &= named
@@ -225,7 +225,7 @@ class Archive:
         if not put and not self._intact(ident, contents):
             self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=True)
         self._damaged_packs.discard(ident)
-        self._verified.update(Place(ident, name) for name in tensors)
+        self._verified.setdefault(ident, set()).update(tensors)
         return ident, layout.total
 
     def _usable(self, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> dict[Content, Place]:
@@ -240,7 +240,7 @@ class Archive:
         found = {content: place for content, place in found.items() if place.pack in usable}
         unverified: dict[str, dict[str, Content]] = {}
         for content, place in found.items():
-            if place not in self._verified:
+            if place.key not in self._verified.get(place.pack, ()):
                 unverified.setdefault(place.pack, {})[place.key] = content
         self._damaged_packs |= {ident for ident, contents in unverified.items() if not self._intact(ident, contents)}
         return {content: place for content, place in found.items() if place.pack not in self._damaged_packs}
@@ -254,7 +254,7 @@ class Archive:
             return False
         same = digest_tensors(tensors) == [digest for digest, _, _ in contents.values()]
         if same:
-            self._verified.update(Place(ident, key) for key in contents)
+            self._verified.setdefault(ident, set()).update(contents)
         return same
 
     def condemned(self) -> dict[str, float]:
@@ -343,7 +343,8 @@ class Archive:
         self._damaged_packs.update(damaged)
         if wrong:
             raise self._damage(damaged[0], [entry.name for entry in wrong], "has other bytes than were written")
-        self._verified.update(Place(body.packs[entry.pack], entry.key or entry.name) for entry in stored)
+        for entry in stored:
+            self._verified.setdefault(body.packs[entry.pack], set()).add(entry.key or entry.name)
         return out
 
     def _open(self, ident: str, body: Body) -> Mapping[str, LazyTensor]:

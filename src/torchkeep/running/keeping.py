@@ -16,6 +16,13 @@ from .retention import GRACE, collect, flush, prune
 from .tags import TAGS, read_tags, tag_key, write_tag
 
 
+def checked_policy(policy: Policy) -> Policy:
+    """The same; raises TypeError for what is none."""
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{policy!r} is no policy; say what stays, as in tk.keep_last(3) | tk.keep_best(1, 'val_loss')")
+    return policy
+
+
 class Keeping(ABC):
     """The part of `Run` that needs no writer's lock: other processes may save and read meanwhile."""
 
@@ -93,6 +100,7 @@ class Keeping(ABC):
             SelectorError: the policy looks at a metric that no snapshot has.
             CorruptCheckpointError: a tag is damaged, so that nobody knows what it keeps.
         """
+        checked_policy(policy)
         self._check_run()
         return prune(
             self._archive, self._store, policy, path=str(self.path), best=self.best, dry_run=dry_run, damaged=damaged

@@ -36,23 +36,24 @@ class Fitted:
     """A saved state laid upon a live optimizer.
 
     Attributes:
-        members: for each live group the parameters that it is to have.
-        names: their names.
-        sources: for each live group the saved one whose options it takes, or None.
-        notes: what does not fit.
+        members: for each live group, and for each that has to come, the parameters that it is to have, by name.
+        sources: for each of these the saved group whose options it takes, or None.
+        notes: what was put in order.
+        lost: what does not fit.
     """
 
-    members: list[list[torch.Tensor]]
-    names: list[list[str]]
+    members: list[dict[str, torch.Tensor]]
     sources: list[int | None]
     notes: tuple[str, ...]
+    lost: tuple[str, ...]
 
 
 def fit(saved: Saved, optimizer: Any, names: Mapping[int, str], known: Mapping[str, torch.Tensor]) -> Fitted:
     """Find for each live group the saved one, and for each parameter its moments. Changes nothing.
 
-    Groups that have names on both sides, as `tk.param_groups` makes them, get back the parameters they had: the live
-    optimizer may have been made in another phase of freezing.
+    The optimizer gets back the parameters it had, for a script makes it as it was at the start, and freezing may have
+    moved on since: groups that have names on both sides, as `tk.param_groups` makes them, become as they were; into
+    others comes what they lack, in a group of its own if there was one. What only the live optimizer has stays.
 
     Args:
         saved: what the snapshot has.
@@ -61,34 +62,61 @@ def fit(saved: Saved, optimizer: Any, names: Mapping[int, str], known: Mapping[s
         known: name -> parameter, of all tracked modules.
     """
     groups = optimizer.param_groups
-    here = group_names(optimizer, names)
-    members = [list(group["params"]) for group in groups]
+    live = [
+        dict(zip(ones, group["params"], strict=True))
+        for ones, group in zip(group_names(optimizer, names), groups, strict=True)
+    ]
+    found = {**known, **{name: one for members in live for name, one in members.items()}}
     titles, saved_titles = [group.get("name") for group in groups], [options.get("name") for options in saved.options]
-    notes = []
+    lost = []
     if None not in titles and len(set(titles)) == len(titles) and set(titles) == set(saved_titles):
         sources: list[int | None] = [saved_titles.index(title) for title in titles]
-        loose = {
-            name: one for group, ones in zip(here, members, strict=True) for name, one in zip(group, ones, strict=True)
-        }
-        found = {**known, **loose}
-        here = [[name for name in saved.names[source or 0] if name in found] for source in sources]
-        members = [[found[name] for name in group] for group in here]
+        members = [_of(saved.names[source or 0], found) for source in sources]
     else:
-        sources = _sources(here, saved.names)
-        kept = [str(place) for place, source in enumerate(sources) if source is None and here[place]]
+        sources = _sources([list(ones) for ones in live], saved.names)
+        kept = [str(place) for place, source in enumerate(sources) if source is None and live[place]]
         if kept:
-            notes.append(
+            lost.append(
                 f"the options of group {', '.join(kept)} stay as given: its parameters were grouped differently"
             )
-    all_here, all_there = {name for group in here for name in group}, {name for group in saved.names for name in group}
-    new, gone = sorted(all_here - all_there), sorted(all_there - all_here)
+        members = _completed(live, sources, saved.names, found)
+    here = {name for ones in members for name in ones}
+    there = {name for ones in saved.names for name in ones}
+    before = {name for ones in live for name in ones}
+    new, gone, back = sorted(here - there), sorted(there - here), sorted(here - before)
     if new:
-        notes.append(
+        lost.append(
             f"{len(new)} parameters were not in the saved optimizer and start without moments: {shorten(new, 5)}"
         )
     if gone:
-        notes.append(f"{len(gone)} parameters of the saved optimizer are not in this one: {shorten(gone, 5)}")
-    return Fitted(members, here, sources, tuple(notes))
+        lost.append(f"{len(gone)} parameters of the saved optimizer are in no tracked module: {shorten(gone, 5)}")
+    notes = (f"{len(back)} parameters came back into the optimizer: {shorten(back, 5)}",) if back else ()
+    return Fitted(members, sources, notes, tuple(lost))
+
+
+def _of(names: Iterable[str], found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: found[name] for name in names if name in found}
+
+
+def _completed(
+    live: list[dict[str, torch.Tensor]],
+    sources: list[int | None],
+    saved: list[list[str]],
+    found: Mapping[str, torch.Tensor],
+) -> list[dict[str, torch.Tensor]]:
+    """The live groups with what they lack of the saved ones, and new groups for what had one; extends `sources`."""
+    here = {name for ones in live for name in ones}
+    members = [dict(ones) for ones in live]
+    for place, names in enumerate(saved):
+        lacking = _of((name for name in names if name not in here), found)
+        if not lacking:
+            continue
+        if place in sources:
+            members[sources.index(place)] |= lacking
+        else:
+            members.append(lacking)
+            sources.append(place)
+    return members
 
 
 def _sources(live: list[list[str]], saved: list[list[str]]) -> list[int | None]:
@@ -122,14 +150,17 @@ def check_order(fitted: Fitted, saved: Saved, what: str) -> None:
 
 def restore(optimizer: Any, fitted: Fitted, saved: Saved, names: Mapping[int, str]) -> None:
     """Give a live optimizer the parameters, options and moments that were found for it."""
-    for group, members in zip(optimizer.param_groups, fitted.members, strict=True):
-        set_members(group, list(members), names)
+    with_names = any("param_names" in group for group in optimizer.param_groups)
+    for group, members in zip(optimizer.param_groups, fitted.members, strict=False):
+        set_members(group, list(members.values()), names)
+    for members in fitted.members[len(optimizer.param_groups) :]:
+        optimizer.add_param_group({"params": list(members.items()) if with_names else list(members.values())})
     state = optimizer.state_dict()
     keys = [key for group in state["param_groups"] for key in group["params"]]
     for group, source in zip(state["param_groups"], fitted.sources, strict=True):
         if source is not None:
             group.update(saved.options[source])
-    flat = [name for group in fitted.names for name in group]
+    flat = [name for members in fitted.members for name in members]
     state["state"] = {key: saved.moments[name] for key, name in zip(keys, flat, strict=True) if name in saved.moments}
     optimizer.load_state_dict(state | dict(saved.others))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -149,11 +180,12 @@ def _keep_exact(optimizer: Any, named: Iterable[tuple[str, torch.Tensor]], momen
 
 
 def keeper(optimizer: Any, names: Mapping[int, str]) -> Callable[[], None]:
-    """A function that gives an optimizer back the parameters and the state it has now."""
+    """A function that gives an optimizer back the groups, the parameters and the state it has now."""
     before = optimizer.state_dict()
     members = [list(group["params"]) for group in optimizer.param_groups]
 
     def undo() -> None:
+        del optimizer.param_groups[len(members) :]
         for group, parameters in zip(optimizer.param_groups, members, strict=True):
             set_members(group, parameters, names)
         optimizer.load_state_dict(before)

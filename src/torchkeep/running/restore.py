@@ -257,7 +257,13 @@ def _optimizer(body: Body, tensors: Tensors, what: str, optimizer: Any, objects:
     fitted = fit(saved, optimizer, names, parameters_by_name(objects))
     if counts_groups(objects.values(), optimizer):
         check_order(fitted, saved, f"snapshot {body.sequence}")
-    return Step(what, lambda: restore(optimizer, fitted, saved, names), keeper(optimizer, names), lost=fitted.notes)
+    return Step(
+        what,
+        lambda: restore(optimizer, fitted, saved, names),
+        keeper(optimizer, names),
+        notes=fitted.notes,
+        lost=fitted.lost,
+    )
 
 
 def _stateful(body: Body, tensors: Tensors, what: str, live: Any) -> Step:

@@ -32,7 +32,7 @@ from ..stores.local import LocalStore
 from .archive import MARKER, Archive
 from .capture import capture
 from .journal import START, Journal, read_key
-from .keeping import Keeping
+from .keeping import Keeping, checked_policy
 from .leaving import LEFT, Sigterm
 from .monitor import Monitor
 from .position import Position, Reader
@@ -93,7 +93,7 @@ class Run(Keeping):
         self._store: Store = store or local_store(path)
         self._monitor = Monitor(self._store, monitor, mode)
         self._archive = Archive(self._store)
-        self._keep = keep
+        self._keep = keep if keep is None else checked_policy(keep)
         self._journal = Journal(self._store)
         self._sigterm = Sigterm() if sigterm else None
         self._objects: dict[str, Any] = {}

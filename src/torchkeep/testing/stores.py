@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import mmap
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -45,8 +46,8 @@ class StoreTests(ExclusionTests):
     ...     def again(self, store): return Shelf(store.place)
 
     Keys are relative paths; no part of one is empty or begins with a dot, which leaves room for unfinished files.
-    A store may have more than the five methods. What is there of `lock()` with `unlock()` and of `guard(exclusive)`
-    is tried too; a store that several processes can reach should have both.
+    A store may have more than the five methods. What is there of `lock()` with `unlock()`, of `guard(exclusive)` and of
+    `age(key)` is tried too; a store that several processes can reach should have the first three.
 
     Attributes:
         writers: threads that write at once.
@@ -319,6 +320,23 @@ class StoreTests(ExclusionTests):
             else:
                 raise AssertionError(f"{key} is not there, and nobody said so")
         assert store.keys("packs/") == ["packs/a"]
+
+    def test_ages(self) -> None:
+        """Where a store tells them: seconds since a key was written, so that what is new is not collected."""
+        store: Any = self.new()
+        if not hasattr(store, "age"):
+            return
+        store.put("packs/a", [b"old"])
+        time.sleep(0.2)
+        assert 0.1 < self.again(store).age("packs/a") < 60  # type: ignore[attr-defined]
+        store.put("packs/a", [b"new"], replace=True)
+        assert store.age("packs/a") < 0.2
+        store.delete("packs/a")
+        try:
+            store.age("packs/a")
+        except KeyNotFoundError:
+            return
+        raise AssertionError("a key that is not there has an age")
 
     # -- sources ----------------------------------------------------------------------------------------------
 
