@@ -17,7 +17,7 @@ from torch.nn import functional
 import torchkeep as tk
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
-from network import PIXEL_MEAN, PIXEL_SCALE, EfficientNetLite0, imagenet_weights  # noqa: E402
+from network import PIXEL_MEAN, PIXEL_SCALE, EfficientNetLite0, imagenet_weights
 
 BATCHES = 30
 

@@ -130,7 +130,7 @@ def test_a_position_that_was_not_read_on_is_saved_again(tmp_path: Path) -> None:
         run.resume(model=model)
         assert (run.epoch, run.position().taken) == (0, 3)
         assert [batch.tolist() for batch in run.batches(loader)] == rest
-        assert sorted(sum(seen + rest, [])) == [[float(number)] for number in range(13)]
+        assert sorted(row for batch in seen + rest for row in batch) == [[float(number)] for number in range(13)]
 
 
 def test_every_loader_has_its_position(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
             run.resume(model=model)
         with pytest.raises(IncompatibleCheckpointError, match="holds no ema"):
             run.resume(model=model, ema=model)
-        with pytest.raises(IncompatibleCheckpointError, match="holds the state of a test_resuming.Stopper"):
+        with pytest.raises(IncompatibleCheckpointError, match=r"holds the state of a test_resuming\.Stopper"):
             run.resume(stopper=torch.amp.GradScaler("cpu"))
 
 
@@ -159,7 +159,9 @@ def test_schedulers_come_back_with_the_types_of_their_values(tmp_path: Path, sch
         other = torch.optim.Adam(model.parameters())
         other_sched = SCHEDULERS[scheduler](other)
         run.resume(optimizer=other, scheduler=other_sched)
-    assert other.param_groups[0]["betas"] == opt.param_groups[0]["betas"] and type(other.param_groups[0]["betas"]) is tuple
+    assert (
+        other.param_groups[0]["betas"] == opt.param_groups[0]["betas"] and type(other.param_groups[0]["betas"]) is tuple
+    )
 
     def shape(value: Any) -> Any:
         if isinstance(value, dict):
@@ -200,7 +202,10 @@ def test_wrappers_do_not_show_wherever_they_are(tmp_path: Path, saved: str, resu
             parameter.zero_()
     with tk.Run(tmp_path) as run:
         run.save(0, model=model, optimizer=opt)
-        assert {name for name in run.digests() if name.startswith("model/")} >= {"model/encoder.0.weight", "model/head.bias"}
+        assert {name for name in run.digests() if name.startswith("model/")} >= {
+            "model/encoder.0.weight",
+            "model/head.bias",
+        }
         run.resume(model=other, optimizer=other_opt)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs) and mine.requires_grad == theirs.requires_grad

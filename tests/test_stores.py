@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
-import threading
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import broken_stores
 import torchkeep as tk
 from models import OPTIMIZERS, TinyNet, state_bits, train_epoch
-from torchkeep.core.source import Buffer, Held, read_all
+from torchkeep.core.source import read_all
 from torchkeep.engines.mapped import MappedSource
 from torchkeep.errors import (
     CorruptCheckpointError,
@@ -160,278 +158,11 @@ def test_the_lock_of_a_run_in_memory_goes_with_its_store_and_stays_with_its_proc
 # -- stores that break the contract -----------------------------------------------------------------------------
 
 
-class Toy:
-    """A dict; what a second store on the same bytes is, it is itself."""
-
-    source_type: Any = Held
-
-    def __init__(self) -> None:
-        self.values: dict[str, bytes] = {}
-        self.mutex = threading.Lock()
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        data = self.gather(pieces, nbytes)
-        with self.mutex:
-            if key in self.values and not replace:
-                return False
-            self.values[key] = data
-            return True
-
-    def gather(self, pieces: Iterable[Buffer], nbytes: int) -> bytes:
-        return b"".join(memoryview(piece).tobytes() for piece in pieces)
-
-    def append(self, key: str, data: bytes, *, durable: bool = False) -> None:
-        with self.mutex:
-            self.values[key] = self.values.get(key, b"") + data
-
-    def source(self, key: str) -> Any:
-        if key not in self.values:
-            raise KeyNotFoundError(f"there is no {key}")
-        return self.source_type(self.values[key], key)
-
-    def keys(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.values if key.startswith(prefix))
-
-    def delete(self, key: str) -> None:
-        self.values.pop(key, None)
-
-
 class TestToy(StoreTests):
-    store: Any = Toy
+    store: Any = broken_stores.Toy
 
     def new(self) -> Any:
         return self.store()
-
-
-class Overwriting(Toy):
-    """Puts whatever is there already."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        return super().put(key, pieces, replace=True)
-
-
-class Boasting(Toy):
-    """Says that it put what it did not put."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        return super().put(key, pieces, replace=replace) or True
-
-
-class Piecemeal(Toy):
-    """Shows what is not finished, and keeps it when the writer fails."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        if key in self.values and not replace:
-            return False
-        self.values[key] = b""
-        for piece in pieces:
-            self.values[key] += memoryview(piece).tobytes()
-        return True
-
-
-class Looking(Toy):
-    """Looks first and writes later."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        free = replace or key not in self.values
-        data = self.gather(pieces, nbytes)
-        if free:
-            self.values[key] = data
-        return free
-
-
-class Clearing(Toy):
-    """Deletes the old value before it puts the new one."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        if replace:
-            self.delete(key)
-        return super().put(key, pieces)
-
-
-class InTwo(Toy):
-    """Writes all at once, in two steps."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        data = self.gather(pieces, nbytes)
-        with self.mutex:
-            if key in self.values and not replace:
-                return False
-            half = len(data) // 2
-            self.values[key] = data[:half] + self.values.get(key, b"")[half:]
-            threading.Event().wait(0.002)
-            self.values[key] = data
-            return True
-
-
-class Littering(Toy):
-    """Lists what it has not finished under another name."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        self.values[f"{key}.tmp"] = b""
-        done = super().put(key, pieces, replace=replace)
-        del self.values[f"{key}.tmp"]
-        return done
-
-
-class Swallowing(Toy):
-    """Takes what came before an error for everything."""
-
-    def gather(self, pieces: Iterable[Buffer], nbytes: int) -> bytes:
-        out = b""
-        with contextlib.suppress(ValueError):
-            for piece in pieces:
-                out += memoryview(piece).tobytes()
-        return out
-
-
-class Padding(Toy):
-    """Counts elements, not bytes."""
-
-    def gather(self, pieces: Iterable[Buffer], nbytes: int) -> bytes:
-        return b"".join(memoryview(piece).tobytes()[: len(piece)] for piece in pieces)
-
-
-class Short(Toy):
-    """Drops pieces beyond the thousandth."""
-
-    def gather(self, pieces: Iterable[Buffer], nbytes: int) -> bytes:
-        return super().gather(list(pieces)[:1000], nbytes)
-
-
-class Forgetful(Toy):
-    """An append is there only once it is durable."""
-
-    def append(self, key: str, data: bytes, *, durable: bool = False) -> None:
-        if durable or not data:
-            super().append(key, data)
-
-
-class Racing(Toy):
-    """Appends by reading and writing, with nothing to keep others out."""
-
-    def append(self, key: str, data: bytes, *, durable: bool = False) -> None:
-        old = self.values.get(key, b"")
-        threading.Event().wait(0.0001)
-        self.values[key] = old + data
-
-
-class Prefixes(Toy):
-    """Takes a prefix for the beginning of a name."""
-
-    def keys(self, prefix: str) -> list[str]:
-        return super().keys(prefix.rstrip("/"))
-
-
-class Unsorted(Toy):
-    def keys(self, prefix: str) -> list[str]:
-        return super().keys(prefix)[::-1]
-
-
-class FewKeys(Toy):
-    """Lists one page of keys, as object stores do."""
-
-    def keys(self, prefix: str) -> list[str]:
-        return super().keys(prefix)[:100]
-
-
-class Unescaped(Toy):
-    """Takes keys for addresses."""
-
-    def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:
-        return super().put(key.partition("?")[0], pieces, replace=replace)
-
-
-class Strict(Toy):
-    def delete(self, key: str) -> None:
-        del self.values[key]
-
-
-class Undeleting(Toy):
-    def delete(self, key: str) -> None:
-        pass
-
-
-class Raw(Toy):
-    """Lets errors of its own through."""
-
-    def source(self, key: str) -> Any:
-        return Held(self.values[key], key)
-
-
-class Nothing(Toy):
-    """Takes an empty value for none."""
-
-    def source(self, key: str) -> Any:
-        if not self.values.get(key):
-            raise KeyNotFoundError(f"there is no {key}")
-        return Held(self.values[key], key)
-
-
-class Sliced:
-    """A source that does not check ranges."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        self.name, self.size, self.data = name, len(data), data
-
-    def read(self, offset: int, nbytes: int) -> Buffer:
-        return self.data[offset : offset + nbytes]
-
-
-class Unchecked(Toy):
-    source_type = Sliced
-
-
-class Live(Toy):
-    """Its sources look at what is there now."""
-
-    def source(self, key: str) -> Any:
-        found = super().source(key)
-        found.read = lambda offset, nbytes: self.values[key][offset : offset + nbytes]
-        return found
-
-
-class Lent(Toy):
-    """Its sources lend the store's own memory."""
-
-    def gather(self, pieces: Iterable[Buffer], nbytes: int) -> Any:
-        return bytearray(super().gather(pieces, nbytes))
-
-    def source(self, key: str) -> Any:
-        found = super().source(key)
-        found.read = lambda offset, nbytes: memoryview(self.values[key])[offset : offset + nbytes]
-        return found
-
-
-class Unlocked(MemoryStore):
-    """A lock that keeps nobody out."""
-
-    def lock(self) -> None:
-        pass
-
-
-class Sticky(MemoryStore):
-    """A lock that anybody can give back."""
-
-    def unlock(self) -> None:
-        self._space.holder = (lambda: None, 0)
-
-
-class Unguarded(MemoryStore):
-    @contextlib.contextmanager
-    def guard(self, exclusive: bool) -> Iterator[None]:
-        yield
-
-
-class Leaving(MemoryStore):
-    """A guard that an error keeps closed."""
-
-    @contextlib.contextmanager
-    def guard(self, exclusive: bool) -> Iterator[None]:
-        self.inside = super().guard(exclusive)
-        self.inside.__enter__()
-        yield
-        self.inside.__exit__(None, None, None)
 
 
 class TestBroken(TestMemoryStore):
@@ -451,40 +182,40 @@ class TestBroken(TestMemoryStore):
 @pytest.mark.parametrize(
     ("broken", "test"),
     [
-        (Overwriting, "test_what_is_there_stays"),
-        (Overwriting, "test_one_of_many_writers_wins"),
-        (Boasting, "test_what_is_there_stays"),
-        (Boasting, "test_one_of_many_writers_wins"),
-        (Piecemeal, "test_nobody_sees_what_is_being_put"),
-        (Piecemeal, "test_who_reads_while_it_is_replaced_sees_the_old_or_the_new"),
-        (Piecemeal, "test_a_writer_that_fails_leaves_nothing"),
-        (Looking, "test_one_of_many_writers_wins"),
-        (Clearing, "test_who_reads_while_it_is_replaced_sees_the_old_or_the_new"),
-        (Clearing, "test_a_writer_that_fails_leaves_nothing"),
-        (InTwo, "test_who_reads_while_it_is_replaced_sees_the_old_or_the_new"),
-        (Littering, "test_nobody_sees_what_is_being_put"),
-        (Littering, "test_a_writer_that_fails_leaves_nothing"),
-        (Swallowing, "test_a_writer_that_fails_leaves_nothing"),
-        (Padding, "test_bytes_of_every_kind"),
-        (Short, "test_big_values_in_many_pieces"),
-        (Forgetful, "test_appending"),
-        (Forgetful, "test_appending_durably"),
-        (Racing, "test_appending_from_several_threads"),
-        (Prefixes, "test_keys_are_listed_by_prefix"),
-        (Unsorted, "test_keys_are_listed_by_prefix"),
-        (FewKeys, "test_many_keys"),
-        (Unescaped, "test_odd_keys"),
-        (Strict, "test_deleting"),
-        (Undeleting, "test_deleting"),
-        (Raw, "test_a_key_that_is_missing_is_named"),
-        (Nothing, "test_empty_values"),
-        (Unchecked, "test_sources_read_ranges"),
-        (Live, "test_sources_stay_as_they_were"),
-        (Lent, "test_who_reads_cannot_change_what_is_stored"),
-        (Unlocked, "test_one_writer_at_a_time"),
-        (Sticky, "test_one_writer_at_a_time"),
-        (Unguarded, "test_the_guard_keeps_deleting_and_saving_apart"),
-        (Leaving, "test_the_guard_goes_with_an_error"),
+        (broken_stores.Overwriting, "test_what_is_there_stays"),
+        (broken_stores.Overwriting, "test_one_of_many_writers_wins"),
+        (broken_stores.Boasting, "test_what_is_there_stays"),
+        (broken_stores.Boasting, "test_one_of_many_writers_wins"),
+        (broken_stores.Piecemeal, "test_nobody_sees_what_is_being_put"),
+        (broken_stores.Piecemeal, "test_who_reads_while_it_is_replaced_sees_the_old_or_the_new"),
+        (broken_stores.Piecemeal, "test_a_writer_that_fails_leaves_nothing"),
+        (broken_stores.Looking, "test_one_of_many_writers_wins"),
+        (broken_stores.Clearing, "test_who_reads_while_it_is_replaced_sees_the_old_or_the_new"),
+        (broken_stores.Clearing, "test_a_writer_that_fails_leaves_nothing"),
+        (broken_stores.InTwo, "test_who_reads_while_it_is_replaced_sees_the_old_or_the_new"),
+        (broken_stores.Littering, "test_nobody_sees_what_is_being_put"),
+        (broken_stores.Littering, "test_a_writer_that_fails_leaves_nothing"),
+        (broken_stores.Swallowing, "test_a_writer_that_fails_leaves_nothing"),
+        (broken_stores.Padding, "test_bytes_of_every_kind"),
+        (broken_stores.Short, "test_big_values_in_many_pieces"),
+        (broken_stores.Forgetful, "test_appending"),
+        (broken_stores.Forgetful, "test_appending_durably"),
+        (broken_stores.Racing, "test_appending_from_several_threads"),
+        (broken_stores.Prefixes, "test_keys_are_listed_by_prefix"),
+        (broken_stores.Unsorted, "test_keys_are_listed_by_prefix"),
+        (broken_stores.FewKeys, "test_many_keys"),
+        (broken_stores.Unescaped, "test_odd_keys"),
+        (broken_stores.Strict, "test_deleting"),
+        (broken_stores.Undeleting, "test_deleting"),
+        (broken_stores.Raw, "test_a_key_that_is_missing_is_named"),
+        (broken_stores.Nothing, "test_empty_values"),
+        (broken_stores.Unchecked, "test_sources_read_ranges"),
+        (broken_stores.Live, "test_sources_stay_as_they_were"),
+        (broken_stores.Lent, "test_who_reads_cannot_change_what_is_stored"),
+        (broken_stores.Unlocked, "test_one_writer_at_a_time"),
+        (broken_stores.Sticky, "test_one_writer_at_a_time"),
+        (broken_stores.Unguarded, "test_the_guard_keeps_deleting_and_saving_apart"),
+        (broken_stores.Leaving, "test_the_guard_goes_with_an_error"),
     ],
 )
 def test_a_store_that_breaks_the_contract_fails(broken: Any, test: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ from .loading import plan_load as plan_load
 from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
+from .proving import prove_resume as prove_resume
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
 from .running import Run as Run
@@ -53,6 +54,7 @@ from .saving import save as save
 from .scanning import scan as scan
 from .showing import show as show
 from .showing import to_json as to_json
+from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
 __all__ = [
@@ -91,9 +93,11 @@ __all__ = [
     "load",
     "load_into",
     "local_store",
+    "memory_store",
     "open",
     "param_groups",
     "plan_load",
+    "prove_resume",
     "read_spec",
     "salvage",
     "save",

@@ -231,14 +231,21 @@ def _history(tally: _Tally, store: Store, bodies: Iterable[Body]) -> None:
         data = read_all(store.source(HISTORY))
     except KeyNotFoundError:
         data = b""
-    lines = [f"line {number} changed after it was written" for number in decode_history(data).damaged]
+    changed = [body for body in bodies if not _is_part(data, body)]
+    reach = data[: max((body.history.nbytes for body in changed), default=0)].count(b"\n") + 1 if changed else 0
+    damaged = decode_history(data).damaged
+    lines = [f"line {number} changed after it was written" for number in damaged if number <= reach]
     tally.add(HISTORY, len(data), "; ".join(lines))
-    if whole_lines(data) < len(data):
-        tally.notes.append("the last line of the history is torn; it belongs to no snapshot and is ignored")
-    for body in bodies:
-        part = data[: body.history.nbytes]
-        if len(part) < body.history.nbytes or digest_bytes(part) != body.history.digest:
-            tally.damaged.append(Damage(HISTORY, f"the part that belongs to snapshot {body.sequence} changed"))
+    if len(damaged) > len(lines) or whole_lines(data) < len(data):
+        tally.notes.append("a crash tore lines of the history before they were safe; they belong to no snapshot")
+    for body in changed:
+        tally.damaged.append(Damage(HISTORY, f"the part that belongs to snapshot {body.sequence} changed"))
+
+
+def _is_part(data: bytes, body: Body) -> bool:
+    """Whether the history begins with what belongs to a snapshot."""
+    part = data[: body.history.nbytes]
+    return len(part) == body.history.nbytes and digest_bytes(part) == body.history.digest
 
 
 def _tags(tally: _Tally, store: Store, archive: Archive, unreadable: set[int]) -> None:

@@ -115,7 +115,7 @@ class Story:
             start = run.resume(model=model, optimizer=optimizer)
             report = run.last_resume
             assert report.sequence >= promised.sequence, f"{report.sequence} resumed, {promised.sequence} was saved"
-            assert not report.skipped and not report.notes, (report.skipped, report.notes)
+            assert not report.skipped and not report.notes and not report.lost, report
             was = self.saved[report.sequence] if report.sequence else Saved(-1, state_bits(model, optimizer), [])
             assert start == was.step + 1
             assert state_bits(model, optimizer) == was.bits, "other weights than were saved"

@@ -149,7 +149,7 @@ def test_a_sync_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
         was = state_bits(model, optimizer)
         with resumed(tmp_path / "after" / "deep" / "run") as (run, model, optimizer, step):
             assert run.last_resume.sequence == saved and step == 3, failing.hit
-            assert not run.last_resume.skipped and not run.last_resume.notes
+            assert not run.last_resume.skipped and not run.last_resume.lost
             assert state_bits(model, optimizer) == was
         shutil.rmtree(tmp_path / "after")
     assert number > 20

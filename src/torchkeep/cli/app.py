@@ -10,7 +10,7 @@ import typer
 
 import torchkeep as tk
 
-from . import convert, demo, gc, inspect, load, prune, runs, salvage, scan, tag, verify
+from . import convert, demo, gc, inspect, load, prove_resume, prune, runs, salvage, scan, tag, verify
 from .output import fail
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command()(runs.runs)
 app.command()(prune.prune)
 app.command()(gc.gc)
 app.command()(tag.tag)
+app.command()(prove_resume.prove_resume)
 app.command()(demo.demo)
 
 

@@ -6,6 +6,7 @@ body as they stand in the file, so a reader never has to write JSON the same way
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from blake3 import blake3
 from ..errors import CorruptCheckpointError, UnsupportedFeatureError
 
 FORMAT_VERSION = 1
+_PACK = re.compile(r"[0-9a-f]{64}")
 _PREFIX = b'{"digest":"'
 _MIDDLE = b'","body":'
 
@@ -126,6 +128,9 @@ def decode_manifest(data: bytes, *, file: str) -> Body:
         )
     if any(entry.pack >= len(body.packs) for entry in body.entries):
         raise CorruptCheckpointError("names a pack that it does not list", file=file)
+    odd = [pack for pack in body.packs if not _PACK.fullmatch(pack)]
+    if odd:  # a name that leads out of the run, for one
+        raise CorruptCheckpointError(f"names a pack {odd[0]!r}, which is no digest", file=file)
     return body
 
 

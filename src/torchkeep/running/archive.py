@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
 from ..core.source import Buffer, read_all
 from ..core.tensors import LazyTensor, TensorSpec, dtype_name
 from ..core.version import PRODUCER
-from ..errors import CorruptCheckpointError, KeyNotFoundError, OpenError, SaveError
+from ..errors import CommitUnknownError, CorruptCheckpointError, KeyNotFoundError, OpenError, SaveError
 from ..formats.layout import lay_out, without_code
 from ..formats.safetensors import Safetensors
 from ..stores import Store
@@ -171,7 +172,8 @@ class Archive:
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
         with self.guarded(exclusive=False):  # what is found in the run stays until the manifest names it
             plan = plan_pack(specs, digests, self._usable(specs, digests))
-            pack, written = self._write_pack({name: own[name] for name in plan.new}, digests) if plan.new else ("", 0)
+            new = {name: own[name] for name in plan.new}
+            pack, written, fresh = self._write_pack(new, digests) if new else ("", 0, False)
             entries, packs = entries_of(tensors, tied, plan, pack)
             body = Body(
                 version=FORMAT_VERSION,
@@ -186,7 +188,15 @@ class Archive:
                 metrics=metrics,
                 producer=PRODUCER,
             )
-            body, manifest = self._put_manifest(body)
+            try:
+                body, manifest = self._put_manifest(body)
+            except CommitUnknownError:
+                raise
+            except SaveError:
+                if fresh:  # nothing names it, and the disk may be full
+                    with contextlib.suppress(SaveError):
+                        self._store.delete(pack_key(pack))
+                raise
         self._register(body)
         self._opened.update(body.packs)
         return Committed(body, written + manifest, len(plan.new))
@@ -199,7 +209,8 @@ class Archive:
             if self._store.put(manifest_key(body.sequence), [data], nbytes=len(data)):
                 return body, len(data)
 
-    def _write_pack(self, tensors: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> tuple[str, int]:
+    def _write_pack(self, tensors: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> tuple[str, int, bool]:
+        """Put a pack; says its id, its size and whether it is there by this call alone."""
         specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
         odd = without_code(specs)
         facts = {"format": "pt"}
@@ -226,7 +237,7 @@ class Archive:
             self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=True)
         self._damaged_packs.discard(ident)
         self._verified.setdefault(ident, set()).update(tensors)
-        return ident, layout.total
+        return ident, layout.total, put and not repair
 
     def _usable(self, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> dict[Content, Place]:
         """Where the run has these tensors already, in packs that are there and whole.

@@ -30,6 +30,11 @@ class Journal:
         return decode_history(read_key(self._store, HISTORY))
 
     @property
+    def length(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
+    @property
     def last(self) -> dict[str, Any]:
         """The latest value of every metric."""
         return History(tuple(self._records)).last

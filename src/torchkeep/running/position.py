@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Reader:
         """The position as plain values and tensors; the restored one as long as nothing was read."""
         return self.position.state() if self._pending is None else self._pending
 
-    def read(self, loader: Iterable[Any], checkpoint: Callable[[], None]) -> Iterator[Any]:
+    def read(self, loader: Iterable[Any], checkpoint: Callable[[], None]) -> Generator[Any, None, None]:
         """The batches of one epoch, those before a restored position left out; `checkpoint` is called before each."""
         position, pending, self._pending = self.position, self._pending, None
         if position.loader is not None and position.taken:

@@ -5,9 +5,9 @@ Both work without the writer's lock, while another process saves. Each step leav
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..core.snapshot import Snapshot
 from ..core.source import read_all
 from ..core.spans import Span, gaps, joined, span_text, spans_of, within
 from ..core.table import human_bytes, shorten
-from ..errors import CorruptCheckpointError, KeyNotFoundError, SelectorError
+from ..errors import CorruptCheckpointError, KeyNotFoundError, NoSpaceError, SelectorError
 from ..stores import Store
 from .archive import CONDEMNED, PACKS, SNAPSHOTS, Archive, manifest_key, pack_key
 from .tags import TAGS, read_tags
@@ -95,7 +95,7 @@ def prune(
         CorruptCheckpointError: a tag or the list of what was pruned is damaged.
     """
     archive.snapshots()  # read before the guard, which keeps saves waiting
-    with nullcontext() if dry_run else archive.guarded(exclusive=True):
+    with contextlib.nullcontext() if dry_run else archive.guarded(exclusive=True):
         snapshots = {one.sequence: one for one in archive.snapshots()}
         _check_metrics(policy, snapshots.values(), strict)
         plan = _plan(archive, store, policy, snapshots, damaged)
@@ -170,16 +170,23 @@ def _plan(archive: Archive, store: Store, policy: Policy, snapshots: dict[int, S
 def _carry_out(store: Store, plan: _Plan) -> None:
     """Each step leaves a run whose snapshots are whole; what comes later is done by the next prune after a crash."""
     pruned = joined([*plan.pruned, *plan.lost, *spans_of(plan.drop)])
-    if pruned != plan.pruned:
-        store.put(PRUNED, [seal(msgspec.json.encode({"sequences": pruned}))], replace=True)
+    written = pruned == plan.pruned
+    with contextlib.suppress(NoSpaceError):  # then what is removed first makes the room
+        written = written or _write_down(store, pruned)
     for sequence in sorted(plan.drop):
         store.delete(manifest_key(sequence))
     if plan.drop:
         flush(store, SNAPSHOTS)
+    if not written:
+        _write_down(store, pruned)
     for name in plan.tags:
         store.delete(f"{TAGS}{name}.json")
     if plan.tags:
         flush(store, TAGS)
+
+
+def _write_down(store: Store, pruned: list[Span]) -> bool:
+    return store.put(PRUNED, [seal(msgspec.json.encode({"sequences": pruned}))], replace=True)
 
 
 def _notes(
@@ -228,7 +235,7 @@ def collect(
     now = time.time()
     no_grace = frozenset(at_once if hasattr(store, "guard") else ())
     archive.snapshots()  # read before the guard, which keeps saves waiting
-    with nullcontext() if dry_run else archive.guarded(exclusive=True):
+    with contextlib.nullcontext() if dry_run else archive.guarded(exclusive=True):
         _check_manifests(archive)
         named = archive.named()
         there = archive.packs()

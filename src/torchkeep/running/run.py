@@ -13,12 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 
 from ..core import tagged
 from ..core.checkpoint import Checkpoint
+from ..core.digests import digest_bytes
 from ..core.history import History
 from ..core.manifest import Body
 from ..core.report import ResumeReport, SaveReport, Skipped
@@ -36,6 +38,7 @@ from .keeping import Keeping, checked_policy
 from .leaving import LEFT, Sigterm
 from .monitor import Monitor
 from .position import Position, Reader
+from .probe import Probe
 from .restore import carry_out, data_of, extra_of, extra_state_of, frozen_of, plan_restore, random_of, tracked_in
 from .tracking import kind_of
 
@@ -88,6 +91,9 @@ class Run(Keeping):
                 what only the others needed leaves the disk. If None, all of them.
             store: where the bytes live, if not in the folder.
         """
+        self._probe = Probe.of(path)
+        if self._probe is not None:
+            path = self._probe.place(path)
         self.path = Path(path)
         self.last_resume: ResumeReport | None = None
         self._store: Store = store or local_store(path)
@@ -137,6 +143,7 @@ class Run(Keeping):
         if any(name.startswith("$") for name in metrics):
             raise ValueError("the names of metrics must not begin with '$'")
         record = {name: _plain_number(name, value) for name, value in metrics.items()}
+        self._watch("log", self._journal.length)
         self._journal.add(record)
         self._logged = True
 
@@ -182,6 +189,7 @@ class Run(Keeping):
             gradients = any(reader.position.taken for reader in self._readers.values())
         data = {name: reader.state() for name, reader in self._readers.items()}
         captured = capture(objects, extra=extra, data=data, gradients=gradients)
+        self._watch("save", step)
         committed = self._archive.commit(
             captured.tensors,
             captured.state,
@@ -255,6 +263,7 @@ class Run(Keeping):
                 continue
             self.last_resume = self._restore(loaded.body, loaded.tensors, tuple(skipped), objects)
             _warn(self.last_resume)
+            self._watch("resume", self.last_resume.step)
             return self.last_resume.next_step
         if skipped:
             listed = "; ".join(f"{one.sequence}: {one.reason}" for one in skipped)
@@ -290,7 +299,12 @@ class Run(Keeping):
                 or another number of workers, or ends too early.
         """
         self._begin()
-        yield from self._readers.setdefault(name, Reader()).read(loader, self._leave_if_asked)
+        reader = self._readers.setdefault(name, Reader())
+        with contextlib.closing(reader.read(loader, self._leave_if_asked)) as batches:
+            for batch in batches:
+                if self._probe is not None:
+                    self._probe.happens("batch", name, reader.position.epoch, reader.position.taken, batch=batch)
+                yield batch
 
     def position(self, name: str = "train") -> Position:
         """How far a loader was read: `.epoch` (that have ended), `.taken` (batches of this one), `.steps` (of all)."""
@@ -359,6 +373,17 @@ class Run(Keeping):
             f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
         )
 
+    def content(self, snapshot: int) -> dict[str, str]:
+        """Everything in a snapshot as digests: tensors by full name, and what is no tensor by its tracked object.
+
+        Raises:
+            LoadError: there is no such snapshot.
+            CorruptCheckpointError: its manifest is damaged.
+        """
+        tensors = self.digests(snapshot)
+        state = self._archive.body(snapshot).state
+        return tensors | {f"{name}/#state": digest_bytes(msgspec.json.encode(part)) for name, part in state.items()}
+
     def summary(self) -> RunSummary:
         """All of the above in one table.
 
@@ -393,6 +418,10 @@ class Run(Keeping):
         if self._sigterm is not None:
             self._sigterm.watch()
         self._writer = os.getpid()
+
+    def _watch(self, *event: Any) -> None:
+        if self._probe is not None:
+            self._probe.happens(*event)
 
     def _leave_if_asked(self) -> None:
         """Between two batches: on SIGTERM save, under the last finished step, and leave."""
