@@ -231,7 +231,8 @@ def accumulate(model: nn.Module, opt: torch.optim.Optimizer, steps: range, every
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 6])
-def test_an_accumulation_goes_on_in_the_middle(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize("gradients", [None, True])
+def test_an_accumulation_goes_on_in_the_middle(tmp_path: Path, stop: int, gradients: bool | None) -> None:
     seed(0)
     model = TinyNet()
     opt = torch.optim.AdamW(model.parameters())
@@ -242,7 +243,7 @@ def test_an_accumulation_goes_on_in_the_middle(tmp_path: Path, stop: int) -> Non
     opt = torch.optim.AdamW(model.parameters())
     accumulate(model, opt, range(stop))
     with tk.Run(tmp_path) as run:
-        run.save(stop, model=model, optimizer=opt, gradients=True)
+        run.save(stop, model=model, optimizer=opt, gradients=gradients)
     seed(9)
     model = TinyNet()
     opt = torch.optim.AdamW(model.parameters())
@@ -253,17 +254,32 @@ def test_an_accumulation_goes_on_in_the_middle(tmp_path: Path, stop: int) -> Non
     assert state_bits(model, opt) == expected
 
 
-def test_gradients_are_kept_in_the_middle_of_an_epoch_and_not_between(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_none", [True, False])
+def test_only_gradients_that_wait_are_kept(tmp_path: Path, to_none: bool) -> None:
     model = nn.Linear(2, 1)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def kept(**options: Any) -> bool:
+        run.save(0, **options)
+        return "gradients/model/weight" in run.digests()
+
+    def backward() -> None:
+        model(torch.ones(1, 2)).sum().backward()
+
     with tk.Run(tmp_path) as run:
-        for _ in run.batches([1, 2]):
-            model(torch.ones(1, 2)).sum().backward()
-            run.save(0, model=model)
-            assert "gradients/model/weight" in run.digests()
-            run.save(0, gradients=False)
-            assert "gradients/model/weight" not in run.digests()
-        run.save(1)
-        assert "gradients/model/weight" not in run.digests()
+        assert not kept(model=model, optimizer=opt)
+        backward()
+        assert kept() and not kept(gradients=False)
+        opt.step()
+        assert not kept() and kept(gradients=True)
+        backward()
+        assert kept(), "more was added to what was applied"
+        opt.step()
+        opt.zero_grad(set_to_none=to_none)
+        backward()
+        assert kept(), "a new one, perhaps at the same address"
+        opt.step()
+        assert not kept()
         run.resume()
     assert model.weight.grad is None
 

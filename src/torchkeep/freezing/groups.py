@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.freezespec import FreezeSpec, factor
@@ -177,10 +178,8 @@ def check_room(view: View, optimizer: Any, keys: Iterable[int], schedulers: Iter
     Raises:
         SelectorError: the optimizer needs a new group for some of them.
     """
-    names = {id(parameter): view.parameter_names[key][0] for key, parameter in view.parameters.items()}
-    wanted = {names[key]: key for key in keys if can_train(view.parameters[key])}
-    housed = {key for group in optimizer.param_groups for key in _members_of(group, wanted, names)}
-    homeless = set(wanted.values()) - housed
+    wanted = [key for key in keys if can_train(view.parameters[key])]
+    _, homeless = _houses(view, optimizer, wanted)
     if homeless and any(hasattr(scheduler, "base_lrs") for scheduler in schedulers):
         raise SelectorError(
             f"{len(homeless)} parameters are to be trained and the optimizer has no group for them, "
@@ -199,19 +198,19 @@ def regroup(view: View, optimizer: Any, phase: int, schedulers: Iterable[Any]) -
         schedulers: hold base learning rates of its groups, which change with the rates.
     """
     names = {id(parameter): view.parameter_names[key][0] for key, parameter in view.parameters.items()}
-    wanted = {view.parameter_names[key][0]: key for key, one in view.parameters.items() if one.requires_grad}
     before = _members(optimizer)
-    places = [_members_of(group, wanted, names) for group in optimizer.param_groups]
-    homeless = set(wanted.values()) - {key for keys in places for key in keys}
-    for group, keys in zip(optimizer.param_groups, places, strict=True):
+    houses, homeless = _houses(view, optimizer, [key for key, one in view.parameters.items() if one.requires_grad])
+    for group, (members, keys) in zip(optimizer.param_groups, houses, strict=True):
         strangers = [one for one in group["params"] if id(one) not in names]
         set_members(group, [*(view.parameters[key] for key in keys), *strangers], names)
+        group[MEMBERS] = members  # so that what leaves now comes back to where it was
     notes = _adopt(view, optimizer, homeless) if homeless else ()
     after = _members(optimizer)
     for parameter in [parameter for parameter in optimizer.state if id(parameter) in before - after]:
         del optimizer.state[parameter]
     for place, group in enumerate(optimizer.param_groups):
         _rescale(group, place, phase, schedulers)
+        _begin_fused_momentum(optimizer, group)
     return Regrouped(
         kept=view.first_names(before & after),
         added=view.first_names(after - before),
@@ -220,15 +219,37 @@ def regroup(view: View, optimizer: Any, phase: int, schedulers: Iterable[Any]) -
     )
 
 
+def _begin_fused_momentum(optimizer: Any, group: Mapping[str, Any]) -> None:
+    """Give new parameters of a fused SGD a momentum of zero, from which its first step is the same as from none.
+
+    torch's fused SGD fails when some parameters of a group have a momentum and some do not.
+    """
+    if not (group.get("fused") and group.get("momentum") and "dampening" in group) or group["dampening"]:
+        return
+    started = [one for one in group["params"] if optimizer.state.get(one, {}).get("momentum_buffer") is not None]
+    for parameter in group["params"] if started else ():
+        if optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def _members(optimizer: Any) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _members_of(group: Mapping[str, Any], wanted: Mapping[str, int], names: Mapping[int, str]) -> list[int]:
-    """Which of the wanted parameters belong to a group: those it was made for, or those it has."""
-    listed = group.get(MEMBERS)
-    here = listed if listed is not None else [names.get(id(one), "") for one in group["params"]]
-    return [wanted[name] for name in here if name in wanted]
+def _houses(view: View, optimizer: Any, keys: Iterable[int]) -> tuple[list[tuple[list[str], list[int]]], list[int]]:
+    """For each group the names of all that belong to it and which of some parameters those are; and who has no group.
+
+    To a group belong those it was made for, or has; to an only group belong all.
+    """
+    names = {id(one): view.parameter_names[key][0] for key, one in view.parameters.items()}
+    left = {names[key]: key for key in keys}
+    houses = []
+    for group in optimizer.param_groups:
+        members = list(group.get(MEMBERS) or (names[id(one)] for one in group["params"] if id(one) in names))
+        if len(optimizer.param_groups) == 1:
+            members += [name for name in left if name not in members]
+        houses.append((members, [left.pop(name) for name in members if name in left]))
+    return houses, list(left.values())
 
 
 def set_members(group: dict[str, Any], parameters: list[Any], names: Mapping[int, str]) -> None:
@@ -239,7 +260,7 @@ def set_members(group: dict[str, Any], parameters: list[Any], names: Mapping[int
         group["param_names"] = [known.get(id(one)) or names.get(id(one), "") for one in parameters]
 
 
-def _adopt(view: View, optimizer: Any, keys: set[int]) -> tuple[str, ...]:
+def _adopt(view: View, optimizer: Any, keys: list[int]) -> tuple[str, ...]:
     """A group of their own for parameters that no group of the optimizer was made for; returns what to say of it."""
     named = [(view.parameter_names[key][0], parameter) for key, parameter in view.parameters.items() if key in keys]
     with_names = "param_names" in optimizer.param_groups[0]

@@ -15,6 +15,7 @@ from ..core import tree as trees
 from ..core.live import check_savable, named_parameters, state_of, unwrapped
 from ..errors import UnsavableError
 from ..freezing import freeze_state, held_modules
+from .gradients import waits
 from .randomness import generator_state, random_state
 from .tracking import GENERATOR, MODULE, OPTIMIZER, class_name, group_names, kind_of, of_kind, parameter_names
 
@@ -45,14 +46,16 @@ class Captured:
             raise
 
 
-def capture(objects: Mapping[str, Any], *, extra: Any = None, data: Any = None, gradients: bool = False) -> Captured:
+def capture(
+    objects: Mapping[str, Any], *, extra: Any = None, data: Any = None, gradients: bool | None = None
+) -> Captured:
     """Everything a snapshot holds.
 
     Args:
         objects: the tracked objects by name.
         extra: what the caller wants kept beside them.
         data: positions in the data.
-        gradients: keep the gradients of modules too.
+        gradients: keep the gradients of modules, or not; if None, those that no optimizer has applied.
 
     Raises:
         UnsavableError: some value cannot be written without pickle; `.path` says where.
@@ -73,8 +76,8 @@ def capture(objects: Mapping[str, Any], *, extra: Any = None, data: Any = None, 
             "class": class_name(unwrapped(value) if kind == MODULE else value),
             **state,
         }
-    if gradients:
-        captured.state["gradients"] = _gradients(captured, of_kind(objects, MODULE))
+    if gradients is not False:
+        captured.state["gradients"] = _gradients(captured, of_kind(objects, MODULE), whole=bool(gradients))
     if data:
         captured.state["data"] = captured.add_tree("data", data)
     if extra is not None:
@@ -101,11 +104,11 @@ def _module(captured: Captured, name: str, module: nn.Module) -> dict[str, Any]:
     return state if freeze is None else state | {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
 
 
-def _gradients(captured: Captured, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The gradients that are there, as tensors; returns the names of the modules that were looked at."""
+def _gradients(captured: Captured, modules: Mapping[str, nn.Module], *, whole: bool) -> list[str]:
+    """The gradients that still wait, or all, as tensors; returns the names of the modules that were looked at."""
     for tracked, module in modules.items():
         for name, parameter in named_parameters(module):
-            if parameter.grad is not None:
+            if parameter.grad is not None and (whole or waits(parameter.grad)):
                 captured.tensors[f"gradients/{tracked}/{name}"] = parameter.grad
     return list(modules)
 

@@ -33,6 +33,7 @@ from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
 from .capture import capture
+from .gradients import watch
 from .journal import START, Journal, read_key
 from .keeping import Keeping, checked_policy
 from .leaving import LEFT, Sigterm
@@ -40,7 +41,7 @@ from .monitor import Monitor
 from .position import Position, Reader
 from .probe import Probe
 from .restore import carry_out, data_of, extra_of, extra_state_of, frozen_of, plan_restore, random_of, tracked_in
-from .tracking import kind_of
+from .tracking import OPTIMIZER, kind_of, of_kind
 
 Batch = TypeVar("Batch")
 
@@ -164,8 +165,8 @@ class Run(Keeping):
             step: the caller's number, usually the epoch; `resume` continues after it.
             model, optimizer, scheduler, others: remembered from then on, and from `resume`.
             extra: anything made of tensors and plain values; saved this time only.
-            gradients: keep the gradients of the modules; if None, only in the middle of an epoch of `batches`, where
-                they may be those of an accumulation that goes on.
+            gradients: keep the gradients of the modules, or not; if None, those that no tracked optimizer has applied
+                yet, which are those of an accumulation that goes on.
 
         Raises:
             UnsavableError: something cannot be written without pickle; `.path` says where.
@@ -185,8 +186,6 @@ class Run(Keeping):
                 "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
             )
         self._begin()
-        if gradients is None:
-            gradients = any(reader.position.taken for reader in self._readers.values())
         data = {name: reader.state() for name, reader in self._readers.items()}
         captured = capture(objects, extra=extra, data=data, gradients=gradients)
         self._watch("save", step)
@@ -404,7 +403,9 @@ class Run(Keeping):
         given = {name: value for name, value in given.items() if value is not None}
         for name, value in given.items():
             kind_of(name, value)
-        return self._objects | given
+        objects = self._objects | given
+        watch(of_kind(objects, OPTIMIZER).values())
+        return objects
 
     def _begin(self) -> None:
         """Become the writer and take up the history where the file ends."""
@@ -428,7 +429,7 @@ class Run(Keeping):
         if self._sigterm is None or not self._sigterm.came:
             return
         if self._objects:
-            self._save(self._step, self._objects, None, gradients=True)
+            self._save(self._step, self._objects, None, None)
         raise SystemExit(LEFT if self._objects else 128 + signal.SIGTERM)
 
     def _parent_sequence(self) -> int:
