@@ -1,7 +1,7 @@
 """The long proofs, longer than a test run may take: `make prove`. Writes docs/proofs.md.
 
-    python tests/prove.py [kills] [prune] [flips] [mutants] [fuzz]        all of them, if none is named
-        [--kills 200] [--prune 60] [--flips 1000] [--mutants 30000] [--seed N]
+    python tests/prove.py [resume] [kills] [power] [prune] [flips] [mutants] [fuzz]   all of them, if none is named
+        [--resume 500] [--kills 200] [--power 5000] [--prune 60] [--flips 1000] [--mutants 30000] [--seed N]
         [--minutes 30] [--others 5] [--targets unpickler,torch_zip] [--tools guided,made] [--keep build/fuzz]
     python tests/prove.py --collect build/fuzz/results.jsonl      write down what was run before, or elsewhere
 
@@ -27,14 +27,35 @@ from pathlib import Path
 import torch
 
 import torchkeep as tk
+from crash.states import run_states
 from fuzz import campaign
 from fuzz.targets import names
 from models import OPTIMIZERS, TinyNet, train_epoch
+from test_resuming_property import random_runs
 from test_retention import save_and_let_go
 from test_running import kill_at_random
-from test_verifying import flips
+from test_verifying import flips, flips_of_a_file
 
 ROOT = Path(__file__).parents[1]
+
+
+# Each proof, and how many of its trials there are; fuzzing counts minutes.
+SECTIONS = {
+    "resume": 500, "kills": 200, "power": 5000, "prune": 60, "flips": 1000, "mutants": 30_000, "fuzz": 0,
+}  # fmt: skip
+
+
+def resume(folder: Path, count: int, seed: int) -> str:
+    """Random networks, frozen sets, phases, optimizers, schedulers, accumulations, orders and kill points: resumed equals uninterrupted."""
+    workers = max(1, count // 20)
+    random_runs(count - workers, seed)
+    random_runs(workers, seed, workers=2)
+    return f"{count} training runs, {workers} of them with two loader workers, each bit for bit the same"
+
+
+def power(folder: Path, count: int, seed: int) -> str:
+    """Power is lost while a run is written, pruned and collected; unsynced writes and names are lost, torn or kept in any order."""
+    return f"{run_states(count, seed)}"
 
 
 def kills(folder: Path, count: int, seed: int) -> str:
@@ -51,7 +72,7 @@ def prune(folder: Path, count: int, seed: int) -> str:
 
 
 def bit_flips(folder: Path, count: int, seed: int) -> str:
-    """A random bit of a run is flipped: verify finds it, and resume never loads it."""
+    """A random bit of a run, or of a single file, is flipped: verify finds it, resume and open(verify=True) never load it."""
     model = TinyNet()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     with tk.Run(folder / "run") as run:
@@ -59,7 +80,9 @@ def bit_flips(folder: Path, count: int, seed: int) -> str:
             run.log(epoch=epoch, val_loss=train_epoch(model, optimizer))
             run.save(epoch, model=model, optimizer=optimizer)
     flips(folder / "run", count, seed)
-    return f"{count} flips, all found, none loaded"
+    tk.save(model, folder / "model.safetensors")
+    flips_of_a_file(folder / "model.safetensors", count, seed)
+    return f"{count} flips of each, all found, none loaded"
 
 
 def mutants(folder: Path, count: int, seed: int) -> str:
@@ -198,8 +221,10 @@ def cells(row: str) -> list[str]:
 def arguments() -> argparse.Namespace:
     """What the caller wants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="kills, prune, flips, mutants, fuzz")
-    for name, number in (("kills", 200), ("prune", 60), ("flips", 1000), ("mutants", 30_000)):
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    for name, number in SECTIONS.items():
+        if not number:
+            continue
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30, help=f"for each tool on {', '.join(HEAVY)}")
@@ -212,7 +237,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--collect", type=Path)
     parser.add_argument("--write", type=Path, default=ROOT / "docs" / "proofs.md")
     options = parser.parse_args()
-    if unknown := set(options.sections) - {"kills", "prune", "flips", "mutants", "fuzz"}:
+    if unknown := set(options.sections) - SECTIONS.keys():
         parser.error(f"there is no proof {', '.join(sorted(unknown))}")
     return options
 
@@ -224,9 +249,11 @@ def main() -> None:
     if options.collect:
         write_page(options.write, [], [fuzz_row(result) for result in collected(options.collect)])
         return
-    sections = options.sections or ["kills", "prune", "flips", "mutants", "fuzz"]
+    sections = options.sections or list(SECTIONS)
     proofs: dict[str, tuple[Callable[[Path, int, int], str], int]] = {
+        "resume": (resume, options.resume),
         "kills": (kills, options.kills),
+        "power": (power, options.power),
         "prune": (prune, options.prune),
         "flips": (bit_flips, options.flips),
         "mutants": (mutants, options.mutants),
