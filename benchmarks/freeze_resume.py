@@ -230,7 +230,7 @@ NOTES = [
     "that is equal in both runs. The finetuning callbacks of Lightning save the names of what the optimizer holds, which is why",
     "the order does not matter with them. In loops and hooks, how the condition on the epoch is written is the user's choice;",
     "hence two columns for it. A script that leaves the frozen parameters out of the optimizer makes it without them when it is",
-    "started again, also after the unfreezing; torchkeep then warns and goes on without their moments.",
+    "started again, also after the unfreezing; torchkeep then puts them back into it.",
 ]
 
 

@@ -193,6 +193,24 @@ def torchkeep(script: Script, whole: bool) -> None:
             run.save(epoch)
 
 
+def torchkeep_spec(script: Script) -> None:
+    """The phases as data; the optimizer has groups that last through all of them."""
+    model = Net(script.swapped, script.seeded)
+    if script.freeze:
+        phases = [tk.Phase("head", epochs=SECOND), tk.Phase("*")] if script.unfreeze else [tk.Phase("head")]
+        tk.freeze(model, tk.FreezeSpec(phases))
+    optimizer = torch.optim.Adam(tk.param_groups(model, lr=0.01))
+    with tk.Run(script.folder) as run:
+        for epoch in range(run.resume(model=model, optimizer=optimizer), EPOCHS):
+            tk.enter_phase(model, epoch, optimizer)
+            model.train()
+            for images, labels in DataLoader(data(), batch_size=ROWS):
+                optimizer.zero_grad()
+                model(images, labels)["loss"].backward()
+                optimizer.step()
+            run.save(epoch)
+
+
 Play = Callable[[Script], None]
 TOOLS: dict[str, Play] = {
     "lightning: `requires_grad_(False)`": lambda script: lightning(script, "flags"),
@@ -205,4 +223,5 @@ TOOLS: dict[str, Play] = {
     "transformers: an optimizer given to it": lambda script: transformers(script, own=False),
     "torchkeep: all parameters in the optimizer": lambda script: torchkeep(script, whole=True),
     "torchkeep: the frozen ones left out of it": lambda script: torchkeep(script, whole=False),
+    "torchkeep: a freeze spec with phases": torchkeep_spec,
 }
