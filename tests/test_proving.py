@@ -76,4 +76,4 @@ def test_a_script_is_proved_from_the_command_line_and_its_own_runs_stay_as_they_
     done = subprocess.run(
         [*command[:4], "--json", *command[4:]], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 72 and '"divergence"' in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 76 and '"divergence"' in done.stdout, done.stdout + done.stderr

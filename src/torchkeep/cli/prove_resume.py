@@ -20,10 +20,10 @@ def prove_resume(
 ) -> None:
     """Run a training script whole, and again killed and resumed, and compare both bit for bit.
 
-    The script must use tk.Run; its runs are put into a temporary folder. Exits 0 if the resumed run is the same, 72 if
+    The script must use tk.Run; its runs are put into a temporary folder. Exits 0 if the resumed run is the same, 76 if
     it is another: the first thing that differs is printed with its likely cause.
     """
     report = tk.prove_resume(command, kills=kills, seed=seed, timeout=timeout)
     answer(report, as_json)
     if not report.ok:
-        raise typer.Exit(72)
+        raise typer.Exit(76)
