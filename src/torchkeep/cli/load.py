@@ -86,7 +86,7 @@ def _module(place: str) -> Any:
     if not place.endswith(".py"):
         sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    spec = importlib.util.spec_from_file_location(f"into_{Path(place).stem}", place)  # never in place of another
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
