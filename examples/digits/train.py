@@ -2,16 +2,17 @@
 
     python train.py --run runs/digits --epochs 7 --unfreeze-at 4
 
-ImageNet weights are loaded by name, the head is resized to 10 classes and the stem adapted to one channel. The backbone
-is frozen until `--unfreeze-at`; from then on all of it but the norm layers trains at a lower rate. Start it again after
-a crash and it goes on with the same numbers, bit for bit. `--scratch` trains the same network from fresh weights.
+ImageNet weights are loaded by name, the head is resized to 10 classes and the stem adapted to one channel. A freeze
+spec says that the backbone stands still until `--unfreeze-at`, and that from then on all of it but the norm layers
+trains at a tenth of the rate. Start it again after a crash and it goes on with the next batch and the same numbers, bit
+for bit. `--scratch` trains the same network from fresh weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 import torchkeep as tk
 
 BATCH = 64
-HEAD_RATE, ALL_RATE = 3e-3, 3e-4
-
-# Sixty steps are too few for the running averages of batch norm to follow, so the norms keep ImageNet's.
-ALL_BUT_NORMS = "* but *_bn?"
+RATE, SCRATCH_RATE = 3e-3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,21 @@ def digits(size: int) -> Data:
 
 
 def pretrained() -> nn.Module:
-    """The network with ImageNet weights, a fresh head for 10 classes, a stem for one channel, its backbone frozen."""
+    """The network with ImageNet weights, a fresh head for 10 classes and a stem for one channel."""
     model = EfficientNetLite0()
     report = tk.load_into(model, imagenet_weights())
     print(f"loaded {len(report.loaded)} tensors, {report.coverage:.0%} of the model's elements", flush=True)
     print(tk.surgery.resize_head(model, classes=10), flush=True)
     print(tk.surgery.adapt_input(model, channels=1), flush=True)
-    print(tk.freeze(model, "* but _fc"), flush=True)
     return model
+
+
+def phases(unfreeze_at: int) -> tk.FreezeSpec:
+    """The head alone, then everything at a tenth of the rate.
+
+    Some hundred steps are too few for the running averages of batch norm to follow, so the norms keep ImageNet's.
+    """
+    return tk.FreezeSpec([tk.Phase("_fc", epochs=unfreeze_at), tk.Phase("* but *_bn?", rates={"*": "lr/10"})])
 
 
 def from_scratch() -> nn.Module:
@@ -79,23 +85,18 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def make_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """AdamW over what is trainable."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trainable, lr=rate)
-
-
-def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) -> float:
-    """One pass in random order; returns the mean training loss in nats."""
+def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """One pass; returns the mean training loss in nats of the batches that were seen."""
     model.train()
-    total = 0.0
-    for batch in torch.randperm(len(data.train_classes)).split(BATCH):
-        loss = functional.cross_entropy(model(data.train_images[batch]), data.train_classes[batch])
+    total = count = 0.0
+    for images, classes in batches:
+        loss = functional.cross_entropy(model(images), classes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item() * len(batch)
-    return total / len(data.train_classes)
+        total += loss.item() * len(classes)
+        count += len(classes)
+    return total / max(count, 1)
 
 
 @torch.no_grad()
@@ -112,26 +113,22 @@ def train(options: argparse.Namespace, run: tk.Run) -> float:
     seed_everything(options.seed)
     data = digits(options.size)
     model = from_scratch() if options.scratch else pretrained()
-    optimizer = make_optimizer(model, 1e-3 if options.scratch else HEAD_RATE)
-    unfreeze_at = options.epochs if options.scratch else options.unfreeze_at
-    last = run.snapshots[-1].step if run.snapshots else -1
-    if (
-        last >= unfreeze_at
-    ):  # the newest snapshot was saved with nearly everything trainable, so make the same optimizer
-        tk.unfreeze(model, ALL_BUT_NORMS)
-        optimizer = make_optimizer(model, ALL_RATE)
-    start = run.resume(model=model, optimizer=optimizer)
+    if not options.scratch:
+        print(tk.freeze(model, phases(options.unfreeze_at)), flush=True)
+    optimizer = torch.optim.AdamW(tk.param_groups(model, lr=SCRATCH_RATE if options.scratch else RATE))
+    loader = DataLoader(TensorDataset(data.train_images, data.train_classes), BATCH, shuffle=True)
+    run.resume(model=model, optimizer=optimizer)
     print(run.last_resume, flush=True)
     accuracy = 0.0
-    for epoch in range(start, options.epochs):
-        if epoch == unfreeze_at:
-            print(tk.unfreeze(model, ALL_BUT_NORMS), flush=True)
-            optimizer = make_optimizer(model, ALL_RATE)
-        train_loss = train_epoch(model, optimizer, data)
+    for epoch in range(run.epoch, options.epochs):
+        if not options.scratch:
+            report = tk.enter_phase(model, epoch, optimizer)
+            print(report or "", end="\n" if report else "", flush=True)
+        train_loss = train_epoch(model, optimizer, run.batches(loader))
         val_loss, accuracy = evaluate(model, data)
         run.log(epoch=epoch, train_loss=train_loss, val_loss=val_loss, val_accuracy=accuracy)
         print(f"epoch {epoch}: train loss {train_loss:.3f}, held-out accuracy {accuracy:.1%}", flush=True)
-        print(run.save(epoch, model=model, optimizer=optimizer), flush=True)
+        print(run.save(epoch), flush=True)
     return accuracy
 
 
