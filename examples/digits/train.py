@@ -4,7 +4,7 @@
 
 ImageNet weights are loaded by name, the head is resized to 10 classes and the stem adapted to one channel. A freeze
 spec says that the backbone stands still until `--unfreeze-at`, and that from then on all of it but the norm layers
-trains at a tenth of the rate. Start it again after a crash and it goes on with the next batch and the same numbers, bit
+trains at a thirtieth of the rate. Start it again after a crash and it goes on with the next batch and the same numbers, bit
 for bit. `--scratch` trains the same network from fresh weights.
 """
 
@@ -62,11 +62,11 @@ def pretrained() -> nn.Module:
 
 
 def phases(unfreeze_at: int) -> tk.FreezeSpec:
-    """The head alone, then everything at a tenth of the rate.
+    """The head alone, then everything at a thirtieth of the rate.
 
     Some hundred steps are too few for the running averages of batch norm to follow, so the norms keep ImageNet's.
     """
-    return tk.FreezeSpec([tk.Phase("_fc", epochs=unfreeze_at), tk.Phase("* but *_bn?", rates={"*": "lr/10"})])
+    return tk.FreezeSpec([tk.Phase("_fc", epochs=unfreeze_at), tk.Phase("* but *_bn?", rates={"*": "lr/30"})])
 
 
 def from_scratch() -> nn.Module:
