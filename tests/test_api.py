@@ -25,7 +25,7 @@ def test_the_public_names_are_pinned() -> None:
 def test_everything_public_is_documented() -> None:
     missing = [name for name in PUBLIC if name != "__version__" and not (getattr(tk, name).__doc__ or "").strip()]
     assert missing == []
-    methods = [(cls, name) for cls in (tk.Run, tk.Checkpoint, tk.LazyTensor) for name in vars(cls) if name[0] != "_"]
+    methods = [(cls, name) for cls in (tk.Run, tk.Checkpoint, tk.LazyTensor) for name in dir(cls) if name[0] != "_"]
     for cls, name in methods:
         member = getattr(cls, name)
         if callable(member) or isinstance(member, property):

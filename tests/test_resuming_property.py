@@ -236,8 +236,8 @@ def random_runs(count: int, number: int, workers: int = 0) -> None:
 
 
 def test_resumed_equals_uninterrupted() -> None:
-    random_runs(40, 0)
+    random_runs(25, 0)
 
 
 def test_resumed_equals_uninterrupted_with_two_workers() -> None:
-    random_runs(3, 0, workers=2)
+    random_runs(2, 0, workers=2)

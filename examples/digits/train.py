@@ -4,8 +4,8 @@
 
 ImageNet weights are loaded by name, the head is resized to 10 classes and the stem adapted to one channel. A freeze
 spec says that the backbone stands still until `--unfreeze-at`, and that from then on all of it but the norm layers
-trains at a thirtieth of the rate. Start it again after a crash and it goes on with the next batch and the same numbers, bit
-for bit. `--scratch` trains the same network from fresh weights.
+trains at a thirtieth of the rate. Start it again after a crash and it goes on with the next batch and the same numbers,
+bit for bit. `--scratch` trains the same network from fresh weights.
 """
 
 from __future__ import annotations

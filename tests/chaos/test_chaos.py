@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("train.py")
-POINTS = 9
+POINTS = 6
 
 
 def test_an_ordinary_script_survives_ckpt_chaos(tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from pathlib import Path
-
 from ..core.retention import Policy
 from ..core.retention_report import GarbageReport, PruneReport
 from ..core.snapshot import Snapshot
 from ..core.units import parse_seconds
 from ..errors import KeyNotFoundError, LoadError, TorchkeepError
-from ..stores import Store
 from .archive import MARKER, Archive
+from .looking import Looking
 from .retention import GRACE, collect, flush, prune
 from .tags import TAGS, read_tags, tag_key, write_tag
 
@@ -23,24 +20,10 @@ def checked_policy(policy: Policy) -> Policy:
     return policy
 
 
-class Keeping(ABC):
+class Keeping(Looking):
     """The part of `Run` that needs no writer's lock: other processes may save and read meanwhile."""
 
-    path: Path
-    _store: Store
-    _archive: Archive
     _keep: Policy | None = None
-
-    @property
-    @abstractmethod
-    def best(self) -> Snapshot | None:
-        """The snapshot with the best value of the monitored metric."""
-
-    @property
-    def tags(self) -> dict[str, int]:
-        """The names that were given to snapshots, each with its sequence number."""
-        there = set(self._archive.sequences())
-        return {name: sequence for name, sequence in read_tags(self._store)[0].items() if sequence in there}
 
     def tag(self, name: str, snapshot: int | Snapshot | None = None) -> int:
         """Give a snapshot a name; one that exists moves. `keep_tagged()` keeps what has one.

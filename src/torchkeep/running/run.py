@@ -8,24 +8,19 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
 
 from ..core import tagged
-from ..core.checkpoint import Checkpoint
-from ..core.digests import digest_bytes
-from ..core.history import History
 from ..core.manifest import Body
 from ..core.report import ResumeReport, SaveReport, Skipped
 from ..core.retention import Policy
-from ..core.snapshot import RunSummary, Snapshot, spec_of_entry
+from ..core.snapshot import spec_of_entry
 from ..engines.buffered import TEMPORARY, sync_folder, write_file
 from ..engines.mapped import MappedSource
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, SaveError, UnsavableError
@@ -34,13 +29,13 @@ from ..stores.local import LocalStore
 from .archive import MARKER, Archive
 from .capture import capture
 from .gradients import watch
-from .journal import START, Journal, read_key
+from .journal import START, Journal
 from .keeping import Keeping, checked_policy
 from .leaving import LEFT, Sigterm
 from .monitor import Monitor
 from .position import Position, Reader
 from .probe import Probe
-from .restore import carry_out, data_of, extra_of, extra_state_of, frozen_of, plan_restore, random_of, tracked_in
+from .restore import carry_out, data_of, extra_of, plan_restore, random_of, tracked_in
 from .tracking import OPTIMIZER, kind_of, of_kind
 
 Batch = TypeVar("Batch")
@@ -314,86 +309,6 @@ class Run(Keeping):
     def epoch(self) -> int:
         """The epoch of `batches` that is on, or comes next, from 0."""
         return self.position().epoch
-
-    # -- looking at it ----------------------------------------------------------------------------------------
-
-    def open(self, snapshot: int | Snapshot | None = None) -> Checkpoint:
-        """The model's weights in a snapshot, every byte checked, without resuming and without the lock.
-
-        >>> tk.load_into(model, tk.Run("runs/flowers").open(run.best))             # doctest: +SKIP
-
-        Args:
-            snapshot: a snapshot or its sequence number; the newest if None.
-
-        Raises:
-            LoadError: there is no such snapshot.
-            CorruptCheckpointError: it is damaged.
-        """
-        sequence = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
-        for known in [sequence] if sequence is not None else self._archive.newest_first():
-            with contextlib.suppress(KeyNotFoundError):  # pruned by another process since it was listed
-                loaded = self._archive.load(known)
-                break
-        else:
-            raise LoadError(
-                f"{self.path} has no snapshot {sequence or ''}".rstrip(), hint="`torchkeep runs` lists them"
-            )
-        body, lazy = loaded.body, loaded.lazy
-        weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
-        file = f"{self.path}, snapshot {body.sequence}"
-        tree, frozen = extra_state_of(body, lazy), frozen_of(body)
-        return Checkpoint(file, "torchkeep_run", weights, tree=tree, frozen=frozen)
-
-    @property
-    def snapshots(self) -> tuple[Snapshot, ...]:
-        """The intact snapshots, oldest first."""
-        return tuple(replace(one, path=str(self.path.absolute())) for one in self._archive.snapshots())
-
-    @property
-    def best(self) -> Snapshot | None:
-        """The snapshot with the best value of the monitored metric; None if it was never logged."""
-        return self._monitor.best(self.snapshots)
-
-    @property
-    def history(self) -> History:
-        """What was logged, without the records of abandoned branches."""
-        return self._journal.read()
-
-    def digests(self, snapshot: int | None = None) -> dict[str, str]:
-        """BLAKE3 of every tensor of a snapshot by full name, of the newest intact one if None.
-
-        Raises:
-            LoadError: there is no such snapshot.
-        """
-        for sequence in [snapshot] if snapshot is not None else self._archive.newest_first():
-            with contextlib.suppress(KeyNotFoundError, CorruptCheckpointError):
-                return {entry.name: entry.digest for entry in self._archive.body(sequence).entries}
-        raise LoadError(
-            f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
-        )
-
-    def content(self, snapshot: int) -> dict[str, str]:
-        """Everything in a snapshot as digests: tensors by full name, and what is no tensor by its tracked object.
-
-        Raises:
-            LoadError: there is no such snapshot.
-            CorruptCheckpointError: its manifest is damaged.
-        """
-        tensors = self.digests(snapshot)
-        state = self._archive.body(snapshot).state
-        return tensors | {f"{name}/#state": digest_bytes(msgspec.json.encode(part)) for name, part in state.items()}
-
-    def summary(self) -> RunSummary:
-        """All of the above in one table.
-
-        Raises:
-            LoadError: there is no run in this folder.
-        """
-        if not read_key(self._store, MARKER):
-            raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
-        damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.unreadable().items())
-        damaged += self._archive.missing_packs()
-        return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged, self.tags)
 
     # -- inside -----------------------------------------------------------------------------------------------
 

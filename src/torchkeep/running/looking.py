@@ -1,0 +1,115 @@
+"""Looking at a run, as methods of `Run`: its snapshots, weights and history. No lock is needed, nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from ..core.checkpoint import Checkpoint
+from ..core.digests import digest_bytes
+from ..core.history import History
+from ..core.snapshot import RunSummary, Snapshot
+from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError
+from ..stores import Store
+from .archive import MARKER, Archive
+from .journal import Journal, read_key
+from .monitor import Monitor
+from .restore import extra_state_of, frozen_of
+from .tags import read_tags
+
+
+class Looking:
+    """The part of `Run` that only reads; other processes may write meanwhile."""
+
+    path: Path
+    _store: Store
+    _archive: Archive
+    _journal: Journal
+    _monitor: Monitor
+
+    def open(self, snapshot: int | Snapshot | None = None) -> Checkpoint:
+        """The model's weights in a snapshot, every byte checked, without resuming and without the lock.
+
+        >>> tk.load_into(model, tk.Run("runs/flowers").open(run.best))             # doctest: +SKIP
+
+        Args:
+            snapshot: a snapshot or its sequence number; the newest if None.
+
+        Raises:
+            LoadError: there is no such snapshot.
+            CorruptCheckpointError: it is damaged.
+        """
+        sequence = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
+        for known in [sequence] if sequence is not None else self._archive.newest_first():
+            with contextlib.suppress(KeyNotFoundError):  # pruned by another process since it was listed
+                loaded = self._archive.load(known)
+                break
+        else:
+            raise LoadError(
+                f"{self.path} has no snapshot {sequence or ''}".rstrip(), hint="`torchkeep runs` lists them"
+            )
+        body, lazy = loaded.body, loaded.lazy
+        weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
+        file = f"{self.path}, snapshot {body.sequence}"
+        tree, frozen = extra_state_of(body, lazy), frozen_of(body)
+        return Checkpoint(file, "torchkeep_run", weights, tree=tree, frozen=frozen)
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """The intact snapshots, oldest first."""
+        return tuple(replace(one, path=str(self.path.absolute())) for one in self._archive.snapshots())
+
+    @property
+    def best(self) -> Snapshot | None:
+        """The snapshot with the best value of the monitored metric; None if it was never logged."""
+        return self._monitor.best(self.snapshots)
+
+    @property
+    def history(self) -> History:
+        """What was logged, without the records of abandoned branches."""
+        return self._journal.read()
+
+    def digests(self, snapshot: int | None = None) -> dict[str, str]:
+        """BLAKE3 of every tensor of a snapshot by full name, of the newest intact one if None.
+
+        Raises:
+            LoadError: there is no such snapshot.
+        """
+        for sequence in [snapshot] if snapshot is not None else self._archive.newest_first():
+            with contextlib.suppress(KeyNotFoundError, CorruptCheckpointError):
+                return {entry.name: entry.digest for entry in self._archive.body(sequence).entries}
+        raise LoadError(
+            f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
+        )
+
+    def content(self, snapshot: int) -> dict[str, str]:
+        """Everything in a snapshot as digests: tensors by full name, and what is no tensor by its tracked object.
+
+        Raises:
+            LoadError: there is no such snapshot.
+            CorruptCheckpointError: its manifest is damaged.
+        """
+        tensors = self.digests(snapshot)
+        state = self._archive.body(snapshot).state
+        return tensors | {f"{name}/#state": digest_bytes(msgspec.json.encode(part)) for name, part in state.items()}
+
+    def summary(self) -> RunSummary:
+        """All of the above in one table.
+
+        Raises:
+            LoadError: there is no run in this folder.
+        """
+        if not read_key(self._store, MARKER):
+            raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
+        damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.unreadable().items())
+        damaged += self._archive.missing_packs()
+        return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged, self.tags)
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """The names that were given to snapshots, each with its sequence number."""
+        there = set(self._archive.sequences())
+        return {name: sequence for name, sequence in read_tags(self._store)[0].items() if sequence in there}
