@@ -400,6 +400,7 @@ def test_optimizer_parameters_outside_the_model_are_kept_by_position(tmp_path: P
         other_opt = torch.optim.Adam([*other.parameters(), other_margin])
         run.resume(model=other, optimizer=other_opt)
     assert torch.equal(other_opt.state[other_margin]["exp_avg"], opt.state[margin]["exp_avg"])
+    assert torch.equal(other_margin, margin) and not torch.equal(margin, torch.ones(1))
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:

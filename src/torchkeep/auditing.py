@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,15 +35,16 @@ def audit(model: nn.Module, optimizer: Any = None) -> AuditReport:
 
     Args:
         model: as it is about to be trained, in train mode.
-        optimizer: the one that trains it, if there is one.
+        optimizer: the one that trains it, if there is one, or a list of them.
 
     Returns:
         Findings with a code, the worst first. Nothing is changed.
     """
     view = View(model)
-    found = [*_modules(view), *_shared(view), *_stray(view), *_gradients(view, optimizer)]
-    if optimizer is not None:
-        found += _optimizer(view, optimizer)
+    optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
+    found = [*_modules(view), *_shared(view), *_stray(view), *_gradients(view, optimizers)]
+    if optimizers:
+        found += _optimizers(view, optimizers)
     sizes = {key: 0 if is_lazy(one) else one.numel() for key, one in view.parameters.items()}
     trainable = sum(sizes[key] for key, one in view.parameters.items() if one.requires_grad)
     if view.parameters and not trainable:
@@ -80,6 +81,15 @@ def _modules(view: View) -> Iterator[Observation]:
     if dropping:
         message = "dropout of a frozen part is in train mode"
         yield Observation("live-dropout", "info", message, tuple(dropping), "tk.freeze holds it in eval mode")
+    renormed = [
+        path for key, path in still.items() if getattr(view.modules[key], "max_norm", None) is not None
+        and isinstance(view.modules[key], (nn.Embedding, nn.EmbeddingBag))
+    ]  # fmt: skip
+    if renormed:
+        message = "a frozen embedding with max_norm is renormalised in every forward: its rows change"
+        yield Observation(
+            "renormalised", "danger", message, tuple(renormed), "renormalise once, and set max_norm = None"
+        )
     if trained:
         message = "modules are held in eval mode, and parameters of theirs are trained"
         yield Observation("held-but-trained", "warning", message, tuple(trained), "tk.unfreeze them")
@@ -112,7 +122,8 @@ def _shared(view: View) -> Iterator[Observation]:
             "half-frozen", "danger", message, tuple(half), "freeze all of them, or give them memory of their own"
         )
     across = []
-    trained = [names[0] for key, names in view.module_names.items() if key not in _still(view)]
+    still = _still(view)
+    trained = {names[0] for key, names in view.module_names.items() if key not in still}
     for key, names in view.parameter_names.items():
         if len(names) > 1 and not view.parameters[key].requires_grad:
             owners = [name.rpartition(".")[0] for name in names]
@@ -135,7 +146,7 @@ def _stray(view: View) -> Iterator[Observation]:
                 continue
             for one in _members(value):
                 name = f"{path}.{key}" if path else key
-                if id(one) in known or name in (*tensors, *parameters, *modules):
+                if id(one) in known or name in (*tensors, *parameters, *modules) or _computed(module, key):
                     continue
                 kind = (
                     modules if isinstance(one, nn.Module) else parameters if isinstance(one, nn.Parameter) else tensors
@@ -152,24 +163,29 @@ def _stray(view: View) -> Iterator[Observation]:
         yield Observation("unregistered-module", "danger", message, tuple(modules), "use nn.ModuleList")
 
 
+def _computed(module: nn.Module, key: str) -> bool:
+    """Whether an attribute is made anew before each forward, as old weight norm, spectral norm and pruning do."""
+    return any(f"{key}_{part}" in module._parameters for part in ("g", "v", "orig"))
+
+
 def _members(value: Any) -> Iterable[Any]:
     """Tensors and modules that an attribute is, or that stand in it."""
     listed = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else (value,)
     return [one for one in listed if isinstance(one, (torch.Tensor, nn.Module))]
 
 
-def _gradients(view: View, optimizer: Any) -> Iterator[Observation]:
+def _gradients(view: View, optimizers: Sequence[Any]) -> Iterator[Observation]:
     """Gradients that were left on frozen parameters, which an optimizer would still apply."""
     stale = {
         key for key, parameter in view.parameters.items() if not parameter.requires_grad and parameter.grad is not None
     }
     if not stale:
         return
-    held = {id(one) for group in optimizer.param_groups for one in group["params"]} if optimizer is not None else set()
+    groups = [group for one in optimizers for group in one.param_groups]
+    held = {id(one) for group in groups for one in group["params"]}
     severity = "danger" if stale & held else "warning"
     message = "frozen parameters still have a gradient" + (", and an optimizer will apply it" if stale & held else "")
     yield Observation("stale-gradient", severity, message, view.first_names(stale), "set .grad to None; tk.freeze does")
-    groups = optimizer.param_groups if optimizer is not None else ()
     pulled = {id(one) for group in groups if group.get("weight_decay") for one in group["params"]} & stale
     if pulled:
         message = "weight decay pulls on frozen parameters, for they have a gradient"
@@ -178,15 +194,19 @@ def _gradients(view: View, optimizer: Any) -> Iterator[Observation]:
         )
 
 
-def _optimizer(view: View, optimizer: Any) -> Iterator[Observation]:
+def _optimizers(view: View, optimizers: Sequence[Any]) -> Iterator[Observation]:
     """Parameters in groups where they should not be, or in none."""
-    held = {id(one): number for number, group in enumerate(optimizer.param_groups) for one in group["params"]}
+    groups = [group for one in optimizers for group in one.param_groups]
+    held = {id(one) for group in groups for one in group["params"]}
     frozen = {key for key, parameter in view.parameters.items() if not parameter.requires_grad}
-    loose = view.parameters.keys() - frozen - held.keys()
-    if frozen & held.keys():
+    loose = view.parameters.keys() - frozen - held
+    if frozen & held:
         message = "frozen parameters are in the optimizer"
         hint = "make it of tk.param_groups(model, lr=...), or pass it to tk.enter_phase"
-        yield Observation("frozen-in-optimizer", "warning", message, view.first_names(frozen & held.keys()), hint)
+        severity = (
+            "danger" if any(hasattr(one, "_numel_cache") for one in optimizers) else "warning"
+        )  # LBFGS moves them
+        yield Observation("frozen-in-optimizer", severity, message, view.first_names(frozen & held), hint)
     if loose:
         message = "trainable parameters are in no group of the optimizer"
         yield Observation("in-no-group", "danger", message, view.first_names(loose), "add them, or tk.freeze them")
@@ -197,7 +217,7 @@ def _optimizer(view: View, optimizer: Any) -> Iterator[Observation]:
         yield Observation("not-in-model", "warning", message, hint=hint)
     idle = [
         str(group.get("name", number))
-        for number, group in enumerate(optimizer.param_groups)
+        for number, group in enumerate(groups)
         if group["params"] and float(group["lr"]) == 0
     ]
     if idle:
@@ -297,7 +317,7 @@ def _digests(since: Any, wanted: Mapping[str, torch.Tensor]) -> Mapping[str, str
             hint="pass tk.fingerprint(model), a snapshot of a run, a Checkpoint or the path of a saved model",
         )
     weights = since.model
-    there = [name for name in wanted if name in weights and weights[name].spec.dtype == wanted[name].dtype]
+    there = [name for name in wanted if name in weights]
     return dict(zip(there, digest_tensors([weights[name].load() for name in there]), strict=True))
 
 
@@ -305,6 +325,8 @@ def _reason(view: View, changed: Iterable[str]) -> str:
     """What probably moved it."""
     modules = dict(named_modules(view.model))
     owners = [modules.get(name.rpartition(".")[0]) for name in changed]
+    if any(getattr(one, "max_norm", None) is not None for one in owners):
+        return "an embedding with max_norm is renormalised in every forward: renormalise once, and set max_norm = None"
     if any(isinstance(one, NORMS) and one.training for one in owners):
         return "normalisation layers are in train mode: tk.freeze holds them in eval mode, tk.audit(model) lists them"
     if any(name in dict(named_buffers(view.model)) for name in changed):

@@ -21,6 +21,7 @@ from .core.live import (
     is_extra_state,
     live_tensors,
     named_modules,
+    named_parameters,
     set_extra_state,
     spec_of,
     state_of,
@@ -34,7 +35,7 @@ from .core.report import LoadReport
 from .core.table import shorten
 from .core.tensors import LazyTensor, TensorSpec
 from .errors import IncompatibleCheckpointError, LoadError, PartialLoadError
-from .freezing import restore_freeze
+from .freezing import held_modules, restore_freeze
 from .opening import open_checkpoint
 from .rules import DEFAULT_RULES, RULES
 from .rules.prefixes import suggest
@@ -89,7 +90,8 @@ def load_into(
         rules: names of rules, or rules, in order of preference; `exact` and `prefixes` if None.
         device: move the model there first; parameters on the meta device are made there (on the CPU if None).
         freeze: freeze the model as the one that torchkeep saved was, with its freeze spec in its phase; if None, only
-            where the whole model was loaded under its own names. The report says what was done.
+            where the whole model was loaded under its own names and nothing of it is frozen yet. The report says what
+            was done.
 
     Raises:
         IncompatibleCheckpointError: something would stay unloaded; `.report` has all of it. The model is untouched.
@@ -112,6 +114,11 @@ def load_into(
         raise
     _check_tied(report, weights)
     _check_casts(report, weights)
+    if freeze and weights.frozen and any(move.source != move.target for move in plan.moves):
+        raise LoadError(
+            "freeze=True goes by names, and these were loaded under others",
+            hint="leave freeze=True off, and tk.freeze(model, ...) by the names that the model has",
+        )
     _place(unwrapped(model), plan, device)
     _copy(plan, weights, model)
     notes = (*report.notes, *_left_on_meta(model), *_freeze(model, report, weights, freeze))
@@ -126,11 +133,19 @@ def _freeze(model: nn.Module, report: LoadReport, weights: _Weights, wanted: boo
     what = f"{len(frozen.still)} parameters and {len(frozen.held)} modules"
     same = all(move.source == move.target for move in plan.moves)
     whole = same and not (plan.missing or plan.unexpected or plan.mismatched)
-    if not whole and not wanted:
+    if not wanted and (not whole or _is_frozen(model)):
         return (f"the model that was saved had {what} frozen; freeze=True freezes them here too",)
     paths = {path for path, _ in named_modules(model)}
-    restore_freeze(model, replace(frozen, held=tuple(path for path in frozen.held if path in paths)))
+    held = tuple(path for path in frozen.held if path in paths)
+    restore_freeze(model, replace(frozen, held=held), None if whole else {move.target for move in plan.moves})
     return (f"{what} were frozen as in the file; freeze=False leaves the model as it is",)
+
+
+def _is_frozen(model: nn.Module) -> bool:
+    """Whether the caller has frozen something of the model already."""
+    return bool(held_modules(model)) or any(
+        not parameter.requires_grad and parameter.is_floating_point() for _, parameter in named_parameters(model)
+    )
 
 
 def _unused(plan: LoadPlan, weights: _Weights, allow: Any) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import SelectorError
+from ..errors import CorruptCheckpointError, SelectorError
 from .names import Selector
 from .table import Table
 
@@ -44,10 +44,14 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; a phase lasts at least one")
+        if self.epochs is not None and (type(self.epochs) is not int or self.epochs < 1):
+            raise ValueError(f"epochs is {self.epochs!r}; a phase lasts at least one, and whole ones")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+        listed = self.train if isinstance(self.train, list) else [self.train]
+        odd = [one for one in listed if not isinstance(one, str)]
+        if odd or not listed:
+            raise ValueError(f"train is {self.train!r}; write selectors as text, a regular expression as 're:...'")
         for selection in (self.train, *self.rates):
             _ = Selector(selection)._terms  # refuses what cannot be read
         for rate in self.rates.values():
@@ -103,7 +107,8 @@ class FreezeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             SelectorError: it is no YAML, has an unknown member, or says something impossible; the message says where.
         """
         where = f"{file}: " if file else ""
-        hint = "members are phases (train, epochs, rates, layer_decay), norm, dropout and decay_norms_and_biases"
+        hint = "members are phases (train, epochs, rates, layer_decay), norm, dropout and decay_norms_and_biases; "
+        hint += "quote '*' and names that are numbers"
         try:
             return msgspec.yaml.decode(text, type=cls)
         except msgspec.ValidationError as error:
@@ -167,8 +172,15 @@ class Frozen:
 
 
 def state_from(value: Any) -> FreezeState:
-    """A freeze state from plain values, as a manifest has it; raises msgspec.ValidationError."""
-    return msgspec.convert(value, FreezeState)
+    """A freeze state from plain values, as a manifest has it.
+
+    Raises:
+        CorruptCheckpointError: it is none.
+    """
+    try:
+        return msgspec.convert(value, FreezeState)
+    except msgspec.ValidationError as error:
+        raise CorruptCheckpointError(f"the freeze spec cannot be read: {error}") from error
 
 
 def factor(rate: float | str) -> float:
@@ -184,11 +196,14 @@ def factor(rate: float | str) -> float:
         found = _FACTOR.fullmatch(rate)
         if found is None or (found["sign"] and found["second"]):
             raise ValueError(f"the rate {rate!r} cannot be read; write a number, 'lr/2.6' or 'lr*0.1'")
-        value = float(found["first"])
-        if found["second"]:
-            value /= float(found["second"])
-        elif found["sign"] == "/":
-            value = 1 / value
+        try:
+            value = float(found["first"])
+            if found["second"]:
+                value /= float(found["second"])
+            elif found["sign"] == "/":
+                value = 1 / value
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"the rate {rate!r} cannot be read; write a number, 'lr/2.6' or 'lr*0.1'") from None
     else:
         value = float(rate)
     if not 0 < value < float("inf"):

@@ -28,9 +28,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _inside(model: nn.Module) -> tuple[str, nn.Module] | None:
     """What a wrapper wraps, and under which key; None for any other module."""
     for key in _WRAPPED:
-        inner = model._modules.get(key)
-        if inner is not None:
-            return key, inner
+        if key in model._modules and model._modules[key] is not None:  # a ScriptModule's dict has no get
+            return key, model._modules[key]  # type: ignore[return-value]
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "module", model.module
     return None

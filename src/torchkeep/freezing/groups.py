@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..core.freezespec import FreezeSpec, factor
+from ..core.freezespec import FreezeSpec, FreezeState, factor
 from ..errors import SelectorError
 from .state import freeze_state
 from .view import NORMS, View, can_train
@@ -83,6 +83,8 @@ def param_groups(
     Raises:
         SelectorError: a selector of the spec chooses nothing, or no parameter is trained.
     """
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1")
     state = freeze_state(model)
     number = state.phase if state is not None and (spec is None or spec == state.spec) else 0
     spec = spec if spec is not None else state.spec if state is not None else None
@@ -166,20 +168,44 @@ def _depths(view: View) -> dict[int, int]:
     return {key: len(view.steps) - 1 - (view.step_of(key) or 0) for key in view.parameters}
 
 
+def shared_out(view: View, optimizers: Sequence[Any], keys: Iterable[int]) -> list[list[int]]:
+    """Which of some parameters each optimizer is to have: those it was made for or has; the first has what none has."""
+    names = {id(one): view.parameter_names[key][0] for key, one in view.parameters.items()}
+    wanted = [key for key in keys if can_train(view.parameters[key])]
+    owners: dict[str, int] = {}
+    for place, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            for name in group.get(MEMBERS) or [names[id(one)] for one in group["params"] if id(one) in names]:
+                owners.setdefault(name, place)
+    return [
+        [key for key in wanted if owners.get(view.parameter_names[key][0], 0) == place]
+        for place in range(len(optimizers))
+    ]
+
+
+def together(moved: Sequence[Regrouped]) -> Regrouped:
+    """What became of several optimizers."""
+    return Regrouped(
+        kept=tuple(name for one in moved for name in one.kept),
+        added=tuple(name for one in moved for name in one.added),
+        removed=tuple(name for one in moved for name in one.removed),
+        notes=tuple(note for one in moved for note in one.notes),
+    )
+
+
 def check_room(view: View, optimizer: Any, keys: Iterable[int], schedulers: Iterable[Any]) -> None:
     """Make sure that schedulers which count groups will not meet a new one.
 
     Args:
         view: the model.
         optimizer: before it is regrouped.
-        keys: ids of the parameters that are to be trained.
+        keys: ids of the parameters that it is to have.
         schedulers: of the optimizer.
 
     Raises:
         SelectorError: the optimizer needs a new group for some of them.
     """
-    wanted = [key for key in keys if can_train(view.parameters[key])]
-    _, homeless = _houses(view, optimizer, wanted)
+    _, homeless = _houses(view, optimizer, keys)
     if homeless and any(hasattr(scheduler, "base_lrs") for scheduler in schedulers):
         raise SelectorError(
             f"{len(homeless)} parameters are to be trained and the optimizer has no group for them, "
@@ -188,35 +214,61 @@ def check_room(view: View, optimizer: Any, keys: Iterable[int], schedulers: Iter
         )
 
 
-def regroup(view: View, optimizer: Any, phase: int, schedulers: Iterable[Any]) -> Regrouped:
+def regroup(
+    view: View, optimizer: Any, keys: Iterable[int], state: FreezeState, schedulers: Sequence[Any]
+) -> Regrouped:
     """Bring a live optimizer to what its model trains now.
 
     Args:
         view: the model, in its new phase.
         optimizer: is changed in place.
-        phase: the number of the phase now in force.
+        keys: ids of the parameters that it is to have.
+        state: the spec, and the phase now in force.
         schedulers: hold base learning rates of its groups, which change with the rates.
     """
     names = {id(parameter): view.parameter_names[key][0] for key, parameter in view.parameters.items()}
     before = _members(optimizer)
-    houses, homeless = _houses(view, optimizer, [key for key, one in view.parameters.items() if one.requires_grad])
-    for group, (members, keys) in zip(optimizer.param_groups, houses, strict=True):
+    houses, homeless = _houses(view, optimizer, keys)
+    for group, (members, housed) in zip(optimizer.param_groups, houses, strict=True):
         strangers = [one for one in group["params"] if id(one) not in names]
-        set_members(group, [*(view.parameters[key] for key in keys), *strangers], names)
+        set_members(group, [*(view.parameters[key] for key in housed), *strangers], names)
         group[MEMBERS] = members  # so that what leaves now comes back to where it was
     notes = _adopt(view, optimizer, homeless) if homeless else ()
     after = _members(optimizer)
+    if before != after and _lists_its_own(optimizer):  # its history is of another set of parameters
+        optimizer.state.clear()
+        notes = (*notes, f"{type(optimizer).__name__} begins anew: its history is of all parameters together")
     for parameter in [parameter for parameter in optimizer.state if id(parameter) in before - after]:
         del optimizer.state[parameter]
     for place, group in enumerate(optimizer.param_groups):
-        _rescale(group, place, phase, schedulers)
+        _rescale(group, place, state.phase, schedulers)
         _begin_fused_momentum(optimizer, group)
     return Regrouped(
         kept=view.first_names(before & after),
         added=view.first_names(after - before),
         removed=view.first_names(before - after),
-        notes=notes,
+        notes=(*notes, *_ignored(optimizer, state, schedulers)),
     )
+
+
+def _ignored(optimizer: Any, state: FreezeState, schedulers: Sequence[Any]) -> tuple[str, ...]:
+    """What of a phase an optimizer that was made in another way, or a call without its scheduler, does not follow."""
+    phases = state.spec.phases
+    if not any(phase.rates or phase.layer_decay != 1 for phase in phases):
+        return ()
+    if not any(SCALES in group for group in optimizer.param_groups):
+        return ("the rates of the phases are not applied: make the optimizer of tk.param_groups(model, lr=...)",)
+    if not schedulers and any("initial_lr" in group for group in optimizer.param_groups):
+        return ("the optimizer has a scheduler, which may undo the rates: give it to enter_phase too",)
+    return ()
+
+
+def _lists_its_own(optimizer: Any) -> bool:
+    """LBFGS keeps a list of its parameters beside its only group; bring it up to date, and say whether there is one."""
+    if not hasattr(optimizer, "_params") or not hasattr(optimizer, "_numel_cache"):
+        return False
+    optimizer._params, optimizer._numel_cache = optimizer.param_groups[0]["params"], None
+    return True
 
 
 def _begin_fused_momentum(optimizer: Any, group: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..core.live import named_parameters
 from ..core.names import fold
 from ..core.table import Table, human_count, shorten
 from ..errors import SelectorError
-from .groups import Regrouped, check_room, regroup
+from .groups import Regrouped, check_room, regroup, shared_out, together
 from .holding import held_modules, restore_held
 from .state import attach, freeze_state
 from .view import DROPOUTS, NORMS, View, can_train, numel
@@ -106,7 +106,7 @@ def enter_phase(model: nn.Module, epoch: int, optimizer: Any = None, scheduler: 
     Args:
         model: was frozen by `tk.freeze(model, spec)`, or resumed or loaded with its spec.
         epoch: the epoch that begins, from 0.
-        optimizer: made of `tk.param_groups(model, ...)`, or any other.
+        optimizer: made of `tk.param_groups(model, ...)`, or any other; a list, if there are several.
         scheduler: of that optimizer, or a list of them: their base learning rates follow.
 
     Returns:
@@ -124,15 +124,28 @@ def enter_phase(model: nn.Module, epoch: int, optimizer: Any = None, scheduler: 
     if new == state:
         return None
     view = View(model)
-    schedulers = scheduler if isinstance(scheduler, (list, tuple)) else [] if scheduler is None else [scheduler]
-    if optimizer is not None:
-        check_room(view, optimizer, view.chosen(new.spec.phases[new.phase].selector).parameters, schedulers)
+    optimizers, schedulers = _listed(optimizer), _listed(scheduler)
+    keys = view.chosen(new.spec.phases[new.phase].selector).parameters
+    shares = shared_out(view, optimizers, keys)
+    for one, share in zip(optimizers, shares, strict=True):
+        check_room(view, one, share, _of(schedulers, one, optimizers))
     report = _apply(view, new)
     attach(model, new)
-    if optimizer is None:
-        return report
-    moved = regroup(view, optimizer, new.phase, schedulers)
-    return replace(report, regrouped=moved)
+    moved = [
+        regroup(view, one, share, new, _of(schedulers, one, optimizers))
+        for one, share in zip(optimizers, shares, strict=True)
+    ]
+    return replace(report, regrouped=together(moved)) if moved else report
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _of(schedulers: list[Any], optimizer: Any, optimizers: list[Any]) -> list[Any]:
+    """The schedulers of an optimizer; one that does not say whose it is counts for the only one."""
+    only = len(optimizers) == 1
+    return [one for one in schedulers if getattr(one, "optimizer", optimizer if only else None) is optimizer]
 
 
 def _apply(view: View, state: FreezeState) -> PhaseReport:
@@ -181,14 +194,21 @@ def _held(view: View, trained: set[int], live: set[int], spec: FreezeSpec) -> se
     return {key for key in held if not any(isinstance(inner, kinds) for inner in view.modules[key].modules())}
 
 
-def restore_freeze(model: nn.Module, frozen: Frozen) -> None:
+def restore_freeze(model: nn.Module, frozen: Frozen, names: Collection[str] | None = None) -> None:
     """Freeze a model as it was when it was saved: exactly these parameters and modules, and its spec.
+
+    Args:
+        model: the model.
+        frozen: how it was frozen.
+        names: the parameters that were saved; others stay as they are. All, if None.
 
     Raises:
         SelectorError: the model has no module of a path that was held. Nothing was changed.
     """
     restore_held(model, frozen.held)
     for name, parameter in named_parameters(model):
+        if names is not None and name not in names:
+            continue
         parameter.requires_grad_(name not in frozen.still and can_train(parameter))
         if not parameter.requires_grad:
             parameter.grad = None

@@ -17,7 +17,7 @@ from ..running.probe import Event
 from .stage import Stage
 
 _TIMES = re.compile(
-    r"(^|[^a-z])(time|seconds?|secs?|duration|elapsed|speed|throughput|fps|per_sec\w*|timestamp)([^a-z]|$)"
+    r"(^|[^a-z])(time|seconds?|secs?|duration|elapsed|speed|throughput|fps|per_s(ec\w*)?|timestamp)([^a-z]|$)"
 )
 _READ = "read the data as `for batch in run.batches(loader)` and start with `range(run.epoch, ...)`"
 
@@ -42,6 +42,12 @@ def compare(
         batches += count
         if found is not None:
             return found, {"batches": batches}
+    done = {_key(event) for part in parts for event in part}
+    left_out = [event for key, event in expected.items() if event.key[1] == "save" and key not in done]
+    if left_out:
+        where = told(left_out[0].key)
+        cause = "the loop leaves steps out, or saves at other moments, when it is resumed"
+        return Divergence(where, "it was not saved", cause, "start with range(start, ...)"), {"batches": batches}
     snapshots = records = 0
     ignored: set[str] = set()
     there, here = stage.runs("whole"), stage.runs(name)

@@ -74,6 +74,11 @@ def _prove(stage: Stage, kills: int, seed: int) -> ProofReport:
     if not stage.runs("whole"):
         raise SaveError("the loop ended without a run", hint="it has to use tk.Run, and save at least once")
     points = _points(whole, kills, seed)
+    if kills and not points:
+        raise SaveError(
+            "nothing happens after the first save, so there is no moment to be killed at",
+            hint="train for longer, or save more often",
+        )
     parts: list[list[Event]] = []
     for part, point in enumerate([*points, None]):
         code, events = stage.play("killed", part, None if point is None else point.key)
@@ -85,7 +90,7 @@ def _prove(stage: Stage, kills: int, seed: int) -> ProofReport:
                 points,
                 Divergence(
                     "the resumed process",
-                    f"it failed: {stage.said('killed', part)}",
+                    f"it failed: {stage.said('killed', part).rpartition(chr(10))[2]}",
                     "the loop does not survive being resumed",
                 ),
             )

@@ -109,6 +109,12 @@ def _gradients(captured: Captured, modules: Mapping[str, nn.Module], *, whole: b
     for tracked, module in modules.items():
         for name, parameter in named_parameters(module):
             if parameter.grad is not None and (whole or waits(parameter.grad)):
+                if parameter.grad.layout is not torch.strided:
+                    raise UnsavableError(
+                        f"the gradient of {name!r} in {tracked} is sparse and waits to be applied",
+                        path=f"gradients.{tracked}.{name}",
+                        hint="save after optimizer.step(), or without gradients: save(..., gradients=False)",
+                    )
                 captured.tensors[f"gradients/{tracked}/{name}"] = parameter.grad
     return list(modules)
 
@@ -128,4 +134,16 @@ def _optimizer(captured: Captured, tracked: str, optimizer: Any, names: Mapping[
         name = numbers.get(number, f"#state.{number}")
         moments[name] = captured.add_tree(f"{tracked}/{name}", value)
     others = {key: value for key, value in state.items() if key not in {"state", "param_groups"}}
-    return {"groups": groups, "state": moments, "others": captured.add_tree(f"{tracked}/#others", others)}
+    return {
+        "groups": groups,
+        "state": moments,
+        "values": captured.add_tree(f"{tracked}/#values", _values(optimizer, by_group)),
+        "others": captured.add_tree(f"{tracked}/#others", others),
+    }
+
+
+def _values(optimizer: Any, by_group: list[list[str]]) -> dict[str, torch.Tensor]:
+    """The parameters that are in no tracked module, such as those of a loss: nothing else would keep them."""
+    pairs = zip(by_group, optimizer.param_groups, strict=True)
+    named = [pair for names, group in pairs for pair in zip(names, group["params"], strict=True)]
+    return {name: parameter.detach() for name, parameter in named if name.startswith("#")}

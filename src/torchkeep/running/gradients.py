@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -19,9 +20,10 @@ def watch(optimizers: Iterable[Any]) -> None:
     has no mark, so that nothing which still waits is ever taken for used.
     """
     for optimizer in optimizers:
-        if optimizer not in _WATCHED and hasattr(optimizer, "register_step_post_hook"):
-            optimizer.register_step_post_hook(_mark)
-            _WATCHED.add(optimizer)
+        with contextlib.suppress(TypeError):  # a wrapper that cannot be hashed marks nothing, so all gradients wait
+            if optimizer not in _WATCHED and hasattr(optimizer, "register_step_post_hook"):
+                _WATCHED.add(optimizer)
+                optimizer.register_step_post_hook(_mark)
 
 
 def _mark(optimizer: Any, args: Any, kwargs: Any) -> None:

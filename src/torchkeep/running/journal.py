@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from blake3 import blake3
@@ -24,6 +25,7 @@ class Journal:
         self._records: list[dict[str, Any]] = []
         self._size = 0
         self._hash = blake3()
+        self._lock = threading.Lock()  # several threads may log
 
     def read(self) -> History:
         """What was logged, without the records of abandoned branches."""
@@ -50,10 +52,11 @@ class Journal:
     def add(self, record: dict[str, Any]) -> None:
         """One record more."""
         line = encode_record(record)
-        self._store.append(HISTORY, line)
-        self._size += len(line)
-        self._hash.update(line)
-        self._records.append(record)
+        with self._lock:
+            self._store.append(HISTORY, line)
+            self._size += len(line)
+            self._hash.update(line)
+            self._records.append(record)
 
     def mark(self) -> HistoryMark:
         """Where the history ends now, all of it durable."""

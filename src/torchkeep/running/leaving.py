@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 LEFT = 75
 """The exit code of a process that was asked to end, saved a snapshot and left: run it again to go on (EX_TEMPFAIL)."""
+
+
+@contextlib.contextmanager
+def untouched_by_sigterm() -> Iterator[None]:
+    """Processes that are started here do not get SIGTERM where this one catches it.
+
+    A signal to the whole group, as batch systems send it, would else kill the workers of a loader, and the loader
+    kills the training before it comes to its next batch. They end with the loader, or with this process.
+    """
+    if not isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Sigterm):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Sigterm:

@@ -17,7 +17,7 @@ from ..stores import Store
 from .archive import MARKER, Archive
 from .journal import Journal, read_key
 from .monitor import Monitor
-from .restore import extra_state_of, frozen_of
+from .restore import extra_state_of, frozen_of, tracked_in
 from .tags import read_tags
 
 
@@ -52,6 +52,11 @@ class Looking:
                 f"{self.path} has no snapshot {sequence or ''}".rstrip(), hint="`torchkeep runs` lists them"
             )
         body, lazy = loaded.body, loaded.lazy
+        if "model" not in body.state:
+            held = ", ".join(tracked_in(body))
+            raise LoadError(
+                f"snapshot {body.sequence} of {self.path} holds no model, only {held}", hint="save it as model="
+            )
         weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
         file = f"{self.path}, snapshot {body.sequence}"
         tree, frozen = extra_state_of(body, lazy), frozen_of(body)

@@ -22,12 +22,14 @@ class Saved:
         names: for each group the names of its parameters.
         options: for each group what else is in it.
         moments: name of a parameter -> its state.
+        values: name -> value of the parameters that are in no tracked module.
         others: what else the optimizer's state dict has.
     """
 
     names: list[list[str]]
     options: list[dict[str, Any]]
     moments: Mapping[str, Any]
+    values: Mapping[str, torch.Tensor]
     others: Mapping[str, Any]
 
 
@@ -73,7 +75,14 @@ def fit(saved: Saved, optimizer: Any, names: Mapping[int, str], known: Mapping[s
         sources: list[int | None] = [saved_titles.index(title) for title in titles]
         members = [_of(saved.names[source or 0], found) for source in sources]
     else:
-        sources = _sources([list(ones) for ones in live], saved.names)
+        owned = [
+            [*names, *options.get("members", ())] for names, options in zip(saved.names, saved.options, strict=True)
+        ]
+        sources = _sources([list(ones) for ones in live], saved.names, owned)
+        there = {name for ones in saved.names for name in ones}
+        for place, source in enumerate(sources):  # what a phase had taken out of its group is not in it now either
+            out = set() if source is None else set(owned[source]) - there
+            live[place] = {name: one for name, one in live[place].items() if name not in out}
         kept = [str(place) for place, source in enumerate(sources) if source is None and live[place]]
         if kept:
             lost.append(
@@ -119,10 +128,10 @@ def _completed(
     return members
 
 
-def _sources(live: list[list[str]], saved: list[list[str]]) -> list[int | None]:
-    """For each live group the saved one of the same parameters, else the only one that its parameters were in."""
+def _sources(live: list[list[str]], saved: list[list[str]], owned: list[list[str]]) -> list[int | None]:
+    """For each live group the saved one of the same parameters, else the only one that its parameters belong to."""
     left = dict(enumerate(map(frozenset, saved)))
-    home = {name: place for place, group in enumerate(saved) for name in group}
+    home = {name: place for place, group in enumerate(owned) for name in group}
     sources: list[int | None] = []
     for group in live:
         found = next((place for place, names in left.items() if names == frozenset(group)), None)
@@ -153,6 +162,7 @@ def restore(optimizer: Any, fitted: Fitted, saved: Saved, names: Mapping[int, st
     with_names = any("param_names" in group for group in optimizer.param_groups)
     for group, members in zip(optimizer.param_groups, fitted.members, strict=False):
         set_members(group, list(members.values()), names)
+    _forget_the_departed(optimizer)
     for members in fitted.members[len(optimizer.param_groups) :]:
         optimizer.add_param_group({"params": list(members.items()) if with_names else list(members.values())})
     state = optimizer.state_dict()
@@ -165,17 +175,35 @@ def restore(optimizer: Any, fitted: Fitted, saved: Saved, names: Mapping[int, st
     optimizer.load_state_dict(state | dict(saved.others))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _keep_exact(optimizer, zip(flat, parameters, strict=True), saved.moments)
+    with torch.no_grad():
+        for name, parameter in zip(flat, parameters, strict=True):
+            if name in saved.values:
+                parameter.copy_(saved.values[name])
+
+
+def _forget_the_departed(optimizer: Any) -> None:
+    """Drop what is kept for parameters that are in no group any more: `state_dict` fails on it."""
+    members = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for key in [key for key in optimizer.state if isinstance(key, torch.Tensor) and id(key) not in members]:
+        del optimizer.state[key]
 
 
 def _keep_exact(optimizer: Any, named: Iterable[tuple[str, torch.Tensor]], moments: Mapping[str, Any]) -> None:
-    """torch casts moments to the parameter's dtype when it loads them; a resumed run needs the bits that were saved."""
+    """torch casts moments to the parameter's dtype when it loads them; a resumed run needs the bits that were saved.
+
+    They are laid out in memory as the parameter is: a file keeps no strides, and fused optimizers go by the memory.
+    """
     for name, parameter in named:
         saved, live = moments.get(name), optimizer.state.get(parameter)
         if not isinstance(live, dict) or not isinstance(saved, dict):
             continue
         for key, value in saved.items():
             now = live.get(key)
-            if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and now.dtype != value.dtype:
+            if not (isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor)):
+                continue
+            if now.shape == parameter.shape and now.stride() != parameter.stride():
+                live[key] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif now.dtype != value.dtype:
                 live[key] = value.to(now.device)
 
 
@@ -183,11 +211,14 @@ def keeper(optimizer: Any, names: Mapping[int, str]) -> Callable[[], None]:
     """A function that gives an optimizer back the groups, the parameters and the state it has now."""
     before = optimizer.state_dict()
     members = [list(group["params"]) for group in optimizer.param_groups]
+    state = {key: dict(value) if isinstance(value, dict) else value for key, value in optimizer.state.items()}
 
     def undo() -> None:
         del optimizer.param_groups[len(members) :]
         for group, parameters in zip(optimizer.param_groups, members, strict=True):
             set_members(group, parameters, names)
         optimizer.load_state_dict(before)
+        optimizer.state.clear()  # load_state_dict casts; these are the very tensors
+        optimizer.state.update(state)
 
     return undo

@@ -19,6 +19,7 @@ from ..core.digests import digest_bytes, tensor_bytes
 from .randomness import random_state
 
 VARIABLE = "TORCHKEEP_PROBE"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -81,7 +82,7 @@ class Probe:
 def digest_of(value: Any) -> str:
     """BLAKE3 of the tensors in a value, and of what else is in it as far as its text tells."""
     leaves = trees.leaves(value)
-    text = repr(type(value)) if leaves else repr(value)
+    text = repr(type(value)) if leaves else _ADDRESS.sub("", repr(getattr(value, "__dict__", value)))
     parts = [text.encode(), *(bytes(tensor_bytes(leaf.tensor.detach())) for leaf in leaves if _plain(leaf.tensor))]
     return digest_bytes(b"\0".join(parts))
 

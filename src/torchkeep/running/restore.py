@@ -70,12 +70,13 @@ def plan_restore(body: Body, tensors: Tensors, objects: Mapping[str, Any]) -> li
         IncompatibleCheckpointError: an object does not fit what was saved; nothing was changed.
     """
     modules = [_module(body, tensors, name, one) for name, one in of_kind(objects, MODULE).items()]  # checked first
-    steps = [_stateful(body, tensors, name, one) for name, one in of_kind(objects, STATE).items()]
+    extras, copies = [pair[0] for pair in modules], [pair[1] for pair in modules]
+    steps = [_stateful(body, tensors, name, one, objects) for name, one in of_kind(objects, STATE).items()]
     steps += [_generator(body, tensors, name, one) for name, one in of_kind(objects, GENERATOR).items()]
     steps += [_optimizer(body, tensors, name, one, objects) for name, one in of_kind(objects, OPTIMIZER).items()]
     value = _value(body.state["rng"], tensors)
     lost = () if fits(value) else ("the generators of other GPUs were left alone",)
-    return [*steps, *modules, Step("rng", lambda: set_random_state(value), lost=lost)]
+    return [*steps, *extras, *copies, Step("rng", lambda: set_random_state(value), lost=lost)]
 
 
 def carry_out(steps: list[Step]) -> None:
@@ -151,7 +152,8 @@ def _part(body: Body, what: str, live: Any) -> Any:
     return part
 
 
-def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> Step:
+def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple[Step, Step]:
+    """What a module may refuse, its extra state, and what it cannot: plain copies."""
     part = _part(body, what, module)
     live, live_extra = state_of(module)
     entries = _entries_of(body, what)
@@ -167,23 +169,26 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> Step:
     freeze, lost = _freeze(part, module)
     note = f"requires_grad of {len(flipped)} parameters was set as in the snapshot: {', '.join(flipped[:3])}"
 
-    def apply() -> None:
+    before = copy.deepcopy(live_extra)
+
+    def give_extra() -> None:
         for name, value in extra.items():
             set_extra_state(module, name, value)
+
+    def apply() -> None:
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(saved[name])
         restore_freeze(module, Frozen(tuple(part["held"]), still, freeze))
         for name, parameter in named_parameters(module):
             grad = gradients.get(name)
-            parameter.grad = None if grad is None else grad.clone().to(parameter.device)
+            parameter.grad = None if grad is None else torch.empty_like(parameter, requires_grad=False).copy_(grad)
 
     def undo() -> None:
-        """Only extra state can be refused, and it is set before anything is copied."""
-        for name, value in live_extra.items():
+        for name, value in before.items():
             set_extra_state(module, name, value)
 
-    return Step(what, apply, undo, notes=(note,) if flipped else (), lost=lost)
+    return Step(what, give_extra, undo), Step(what, apply, notes=(note,) if flipped else (), lost=lost)
 
 
 def _gradients(body: Body, tensors: Tensors, what: str) -> dict[str, torch.Tensor]:
@@ -251,6 +256,7 @@ def _optimizer(body: Body, tensors: Tensors, what: str, optimizer: Any, objects:
         names=[group["names"] for group in part["groups"]],
         options=[_value(group["options"], tensors) for group in part["groups"]],
         moments={name: _value(value, tensors) for name, value in part["state"].items()},
+        values=_value(part.get("values", {}), tensors),
         others=_value(part["others"], tensors),
     )
     names = parameter_names(objects)
@@ -266,10 +272,13 @@ def _optimizer(body: Body, tensors: Tensors, what: str, optimizer: Any, objects:
     )
 
 
-def _stateful(body: Body, tensors: Tensors, what: str, live: Any) -> Step:
+def _stateful(body: Body, tensors: Tensors, what: str, live: Any, objects: Mapping[str, Any]) -> Step:
     state = _value(_part(body, what, live)["state"], tensors)
     before = copy.deepcopy(live.state_dict())
-    return Step(what, lambda: live.load_state_dict(state), lambda: live.load_state_dict(before))
+    optimizer = getattr(live, "optimizer", None)
+    tracked = any(one is optimizer for one in objects.values())
+    lost = () if optimizer is None or tracked else (f"the optimizer of the {what} is not restored, nor its rates",)
+    return Step(what, lambda: live.load_state_dict(state), lambda: live.load_state_dict(before), lost=lost)
 
 
 def _generator(body: Body, tensors: Tensors, what: str, live: Any) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from ..core import tagged
 from ..core.manifest import Body
 from ..core.report import ResumeReport, SaveReport, Skipped
 from ..core.retention import Policy
-from ..core.snapshot import spec_of_entry
+from ..core.snapshot import Snapshot, spec_of_entry
 from ..engines.buffered import TEMPORARY, sync_folder, write_file
 from ..engines.mapped import MappedSource
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, SaveError, UnsavableError
@@ -33,10 +34,10 @@ from .journal import START, Journal
 from .keeping import Keeping, checked_policy
 from .leaving import LEFT, Sigterm
 from .monitor import Monitor
-from .position import Position, Reader
+from .position import Position, Reader, Resumed
 from .probe import Probe
 from .restore import carry_out, data_of, extra_of, plan_restore, random_of, tracked_in
-from .tracking import OPTIMIZER, kind_of, of_kind
+from .tracking import GENERATOR, OPTIMIZER, kind_of, of_kind
 
 Batch = TypeVar("Batch")
 
@@ -181,7 +182,8 @@ class Run(Keeping):
                 "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
             )
         self._begin()
-        data = {name: reader.state() for name, reader in self._readers.items()}
+        unwinding = sys.exc_info()[0] is not None
+        data = {name: reader.state(unwinding=unwinding) for name, reader in self._readers.items()}
         captured = capture(objects, extra=extra, data=data, gradients=gradients)
         self._watch("save", step)
         committed = self._archive.commit(
@@ -213,7 +215,7 @@ class Run(Keeping):
         model: nn.Module | None = None,
         optimizer: Any = None,
         scheduler: Any = None,
-        snapshot: int | None = None,
+        snapshot: int | Snapshot | None = None,
         **others: Any,
     ) -> int:
         """Continue from the newest intact snapshot: restore the objects and the random number generators.
@@ -229,7 +231,7 @@ class Run(Keeping):
 
         Args:
             model, optimizer, scheduler: what to restore into; they are tracked by `save` from then on.
-            snapshot: continue from this sequence number instead.
+            snapshot: continue from this one, or its sequence number, instead.
             others: more to track, each under its name: modules (an EMA copy), optimizers, generators of torch, NumPy
                 and Python, and whatever has state_dict and load_state_dict (a gradient scaler, a stopper).
 
@@ -243,6 +245,7 @@ class Run(Keeping):
         objects = self._with(model, optimizer, scheduler, others)
         self._begin()
         skipped: list[Skipped] = []
+        snapshot = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
         for sequence in [snapshot] if snapshot is not None else self._archive.newest_first():
             try:
                 loaded = self._archive.load(sequence)
@@ -294,11 +297,17 @@ class Run(Keeping):
         """
         self._begin()
         reader = self._readers.setdefault(name, Reader())
-        with contextlib.closing(reader.read(loader, self._leave_if_asked)) as batches:
+        main = "train" if "train" in self._readers else next(iter(self._readers))
+        leave = self._leave_if_asked if name == main else _go_on
+        with contextlib.closing(reader.read(loader, leave, of_kind(self._objects, GENERATOR))) as batches:
             for batch in batches:
                 if self._probe is not None:
                     self._probe.happens("batch", name, reader.position.epoch, reader.position.taken, batch=batch)
                 yield batch
+                if self._readers.get(name) is not reader:
+                    raise RuntimeError(
+                        f"the run was resumed while {name!r} was being read; leave the loop and begin it anew"
+                    )
 
     def position(self, name: str = "train") -> Position:
         """How far a loader was read: `.epoch` (that have ended), `.taken` (batches of this one), `.steps` (of all)."""
@@ -344,7 +353,11 @@ class Run(Keeping):
         if self._sigterm is None or not self._sigterm.came:
             return
         if self._objects:
-            self._save(self._step, self._objects, None, None)
+            try:
+                self._save(self._step, self._objects, None, None)
+            except UnsavableError as error:  # a gradient that cannot be kept must not cost the snapshot
+                warnings.warn(f"saved without gradients: {error.brief}", ResumeWarning, stacklevel=2)
+                self._save(self._step, self._objects, None, gradients=False)
         raise SystemExit(LEFT if self._objects else 128 + signal.SIGTERM)
 
     def _parent_sequence(self) -> int:
@@ -365,9 +378,14 @@ class Run(Keeping):
         if not self._journal.back_to(body.history, body.sequence):
             lost.append("the history before this snapshot is not as it was written")
         self._parent, self._objects, self._step = body.sequence, objects, body.step
-        self._readers = {name: Reader.at(state, random_of(body, tensors)) for name, state in data.items()}
-        restored = tuple(step.what for step in steps)
+        resumed = Resumed(random_of(body, tensors), of_kind(objects, GENERATOR).values())
+        self._readers = {name: Reader.at(state, resumed) for name, state in data.items()}
+        restored = tuple(dict.fromkeys(step.what for step in steps))
         return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, notes, tuple(lost), extra)
+
+
+def _go_on() -> None:
+    """Between batches of a loader that is read beside another, or after it: no place to leave."""
 
 
 def _warn(report: ResumeReport) -> None:
