@@ -82,6 +82,7 @@ def _context() -> Any:
 def _call(train: Callable[[str], Any], run: str, order: str, out: str) -> None:
     """In the other process: everything the loop writes goes to a file."""
     os.environ[VARIABLE] = order
+    multiprocessing.set_start_method(None, force=True)  # loaders start their workers as they would in the script itself
     file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,12 +70,13 @@ class Order:
 
     def listen(self, iterator: Any) -> Order | None:
         """Hear what an iterator asks its sampler for from now on; None for iterators that are not torch's."""
-        ask = getattr(iterator, "_next_index", None)
+        ask = getattr(type(iterator), "_next_index", None)
         if ask is None:
             return None
+        own = weakref.ref(iterator)  # a cycle would keep its workers until the garbage collector comes by
 
         def heard() -> Any:
-            index = ask()
+            index = ask(own())
             self._count += 1
             self._hash.update(repr(index).encode())
             return index
@@ -151,6 +153,7 @@ class Reader:
             self._warned = True
         position.anew = position.loader is not None and position.loader is not loader
         position.loader, self._cut, ended = loader, None, False
+        iterator: Iterator[Any] | None = None
         try:
             with untouched_by_sigterm():
                 iterator = self._begin(loader, pending)
@@ -164,6 +167,7 @@ class Reader:
                 position.steps += 1
                 yield batch
         finally:
+            iterator = None  # its workers end now, and not when the last frame is gone
             self._cut = None if ended or not position.taken else replace(position)
             position.epoch, position.taken, position.start = position.epoch + 1, 0, None
 
