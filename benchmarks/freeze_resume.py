@@ -1,5 +1,6 @@
 """Freezing and resuming: torchkeep beside Lightning, skorch and transformers.
 
+    pip install lightning skorch transformers accelerate      (in an environment of its own, beside torchkeep)
     python -m benchmarks.freeze_resume [--write docs/peers-resume.md]
 
 A small network has a backbone (convolution, BatchNorm, dropout) and a head of two linear layers of one shape. A script
@@ -202,7 +203,8 @@ def page(rows: dict[str, list[str]], raised: dict[str, list[str]]) -> str:
         [
             "# Freezing and resuming beside Lightning, skorch and transformers",
             "",
-            f"Written by `python -m benchmarks.freeze_resume --write docs/peers-resume.md`: {versions()}, on a CPU.",
+            "Written by `python -m benchmarks.freeze_resume --write docs/peers-resume.md`, in an environment of its own that",
+            f"has the peers (`pip install lightning skorch transformers accelerate`): {versions()}, on a CPU.",
             "",
             intro,
             "",
