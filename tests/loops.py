@@ -50,6 +50,18 @@ def right(folder: str) -> None:
     loop(folder)
 
 
+def right_and_seeds_only_what_it_uses(folder: str) -> None:
+    torch.manual_seed(0)
+    model, optimizer, _ = parts()
+    with tk.Run(folder) as run:
+        run.resume(model=model, optimizer=optimizer)
+        for epoch in range(run.epoch, 3):
+            for batch in run.batches(DataLoader(Noisy(), 2, shuffle=True)):
+                step(model, optimizer, batch)
+                run.save(run.position().steps)
+            run.log(epoch=epoch)
+
+
 def right_in_the_middle(folder: str) -> None:
     loop(folder, every=3)
 

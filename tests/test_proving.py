@@ -46,6 +46,11 @@ def test_what_is_wrong_is_found_and_named(loop: Callable[[str], None], where: st
         assert "no such config" in report.divergence.what
 
 
+def test_generators_that_a_loop_never_draws_from_need_no_seed() -> None:
+    report = tk.prove_resume(loops.right_and_seeds_only_what_it_uses, kills=2)
+    assert report.ok and report.snapshots == 12, report
+
+
 def test_a_loop_that_cannot_be_tried_is_refused() -> None:
     with pytest.raises(SaveError, match=r"(?s)fails when nothing is killed.*not even once"):
         tk.prove_resume(loops.fails)

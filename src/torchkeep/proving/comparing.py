@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -36,9 +36,10 @@ def compare(
 ) -> tuple[Divergence | None, dict[str, Any]]:
     """The first difference between a whole run and one in parts, and how much was compared."""
     expected = {_key(event): event for event in whole}
+    unused = _unused(whole)
     batches = 0
     for part in parts:
-        found, count = _events(part, expected, whole)
+        found, count = _events(part, expected, whole, unused)
         batches += count
         if found is not None:
             return found, {"batches": batches}
@@ -54,7 +55,7 @@ def compare(
     for title in there:
         if title not in here:
             return Divergence("the run", f"{title} was not made", "the loop ended without saving"), {}
-        found, count = _snapshots(there[title], here[title], bool(expected) and any(e.key[1] == "batch" for e in whole))
+        found, count = _snapshots(there[title], here[title], any(e.key[1] == "batch" for e in whole), unused)
         snapshots += count
         other, count, left = _histories(there[title].history, here[title].history)
         records += count
@@ -68,7 +69,15 @@ def _key(event: Event) -> str:
     return msgspec.json.encode(event.key).decode()
 
 
-def _events(part: list[Event], expected: Mapping[str, Event], whole: list[Event]) -> tuple[Divergence | None, int]:
+def _unused(whole: list[Event]) -> frozenset[str]:
+    """Global generators that the loop never draws from: whether they are seeded does not matter."""
+    names = {name for event in whole for name in event.random}
+    return frozenset(name for name in names if len({event.random.get(name) for event in whole}) == 1)
+
+
+def _events(
+    part: list[Event], expected: Mapping[str, Event], whole: list[Event], unused: Collection[str]
+) -> tuple[Divergence | None, int]:
     """The first event of a process that is not as in the whole run."""
     order = {key: place for place, key in enumerate(expected)}
     last, resumed, count = None, False, 0
@@ -88,7 +97,9 @@ def _events(part: list[Event], expected: Mapping[str, Event], whole: list[Event]
                 where, "it is not the batch that comes next", "the position in the data is lost", _READ
             ), count
         resumed = False if kind == "batch" else resumed
-        other = [name for name, digest in same.random.items() if digest != event.random.get(name)]
+        other = [
+            name for name, digest in same.random.items() if name not in unused and digest != event.random.get(name)
+        ]
         if kind == "batch":
             count += 1
             if event.digest != same.digest:
@@ -122,7 +133,7 @@ def _next_batch(order: Mapping[str, int], whole: list[Event], last: int) -> int:
     return next((order[_key(event)] for event in whole[last:] if event.key[1] == "batch"), -1)
 
 
-def _snapshots(there: Run, here: Run, read: bool) -> tuple[Divergence | None, int]:
+def _snapshots(there: Run, here: Run, read: bool, unused: Collection[str]) -> tuple[Divergence | None, int]:
     """The first snapshot that is not the same, by steps."""
     mine = {one.step: one.sequence for one in here.snapshots}
     count = 0
@@ -131,7 +142,8 @@ def _snapshots(there: Run, here: Run, read: bool) -> tuple[Divergence | None, in
             continue
         where = f"the snapshot of step {snapshot.step}"
         try:
-            a, b = there.content(snapshot.sequence), here.content(mine[snapshot.step])
+            a = there.content(snapshot.sequence, without=unused)
+            b = here.content(mine[snapshot.step], without=unused)
         except (LoadError, CorruptCheckpointError) as error:
             return Divergence(where, error.brief, "it is damaged"), count
         count += 1

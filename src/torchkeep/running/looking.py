@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -90,8 +93,12 @@ class Looking:
             f"{self.path} has no intact snapshot {snapshot or ''}".rstrip(), hint="`torchkeep runs` lists them"
         )
 
-    def content(self, snapshot: int) -> dict[str, str]:
+    def content(self, snapshot: int, *, without: Collection[str] = ()) -> dict[str, str]:
         """Everything in a snapshot as digests: tensors by full name, and what is no tensor by its tracked object.
+
+        Args:
+            snapshot: its sequence number.
+            without: global generators to leave out: `torch`, `cuda`, `python`, `numpy`.
 
         Raises:
             LoadError: there is no such snapshot.
@@ -99,7 +106,13 @@ class Looking:
         """
         tensors = self.digests(snapshot)
         state = self._archive.body(snapshot).state
-        return tensors | {f"{name}/#state": digest_bytes(msgspec.json.encode(part)) for name, part in state.items()}
+        if without:
+            of_these = re.compile(rf"(^rng/|\.start\.global\.)({'|'.join(without)})(\.|$)")
+            tensors = {name: digest for name, digest in tensors.items() if not of_these.search(name)}
+            state = {name: _without(part, without) if name in {"rng", "data"} else part for name, part in state.items()}
+        return tensors | {
+            f"{name}/#state": digest_bytes(msgspec.json.encode(part, order="sorted")) for name, part in state.items()
+        }
 
     def summary(self) -> RunSummary:
         """All of the above in one table.
@@ -118,3 +131,10 @@ class Looking:
         """The names that were given to snapshots, each with its sequence number."""
         there = set(self._archive.sequences())
         return {name: sequence for name, sequence in read_tags(self._store)[0].items() if sequence in there}
+
+
+def _without(part: Any, generators: Collection[str]) -> Any:
+    """What is saved of generators and positions, without the states of some global generators."""
+    if not isinstance(part, dict):
+        return part
+    return {key: _without(child, generators) for key, child in part.items() if key not in generators}
