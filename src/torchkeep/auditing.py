@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from .core.audit_report import AuditReport, Fingerprint, FrozenReport, Observation
 from .core.checkpoint import Checkpoint
 from .core.digests import digest_tensors
-from .core.live import named_buffers, named_modules, named_parameters
+from .core.live import live_tensors, named_buffers, named_modules
 from .core.names import Selector
 from .core.snapshot import Snapshot
 from .core.table import shorten
@@ -229,7 +229,7 @@ def _optimizers(view: View, optimizers: Sequence[Any]) -> Iterator[Observation]:
 
 def fingerprint(model: nn.Module) -> Fingerprint:
     """The bits of every parameter and buffer now, to compare with later: `assert_frozen(model, since=fingerprint)`."""
-    tensors = _plain_tensors({**dict(named_parameters(model)), **dict(named_buffers(model))})
+    tensors = _plain_tensors(live_tensors(model))
     return Fingerprint(dict(zip(tensors, digest_tensors(list(tensors.values())), strict=True)))
 
 
@@ -258,7 +258,9 @@ def assert_frozen(model: nn.Module, since: Any, selection: Any = None) -> Frozen
         raise FrozenChangedError(
             "nothing in the model is frozen", hint="name what should be: assert_frozen(m, since, '*')"
         )
-    wanted = _plain_tensors({name: one for name, one in _live(model).items() if name in parameters or name in buffers})
+    wanted = _plain_tensors(
+        {name: one for name, one in live_tensors(model).items() if name in parameters or name in buffers}
+    )
     before = _digests(since, wanted)
     lacking = sorted((parameters & wanted.keys()) - before.keys())
     if lacking:
@@ -277,10 +279,6 @@ def assert_frozen(model: nn.Module, since: Any, selection: Any = None) -> Frozen
         tuple(name for name in same if name in buffers),
         tuple(name for name in wanted if name not in before),
     )
-
-
-def _live(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(named_parameters(model)), **dict(named_buffers(model))}
 
 
 def _plain_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -170,17 +170,13 @@ def _depths(view: View) -> dict[int, int]:
 
 def shared_out(view: View, optimizers: Sequence[Any], keys: Iterable[int]) -> list[list[int]]:
     """Which of some parameters each optimizer is to have: those it was made for or has; the first has what none has."""
-    names = {id(one): view.parameter_names[key][0] for key, one in view.parameters.items()}
     wanted = [key for key in keys if can_train(view.parameters[key])]
     owners: dict[str, int] = {}
     for place, optimizer in enumerate(optimizers):
         for group in optimizer.param_groups:
-            for name in group.get(MEMBERS) or [names[id(one)] for one in group["params"] if id(one) in names]:
+            for name in _belonging(group, view.names):
                 owners.setdefault(name, place)
-    return [
-        [key for key in wanted if owners.get(view.parameter_names[key][0], 0) == place]
-        for place in range(len(optimizers))
-    ]
+    return [[key for key in wanted if owners.get(view.names[key], 0) == place] for place in range(len(optimizers))]
 
 
 def together(moved: Sequence[Regrouped]) -> Regrouped:
@@ -226,7 +222,7 @@ def regroup(
         state: the spec, and the phase now in force.
         schedulers: hold base learning rates of its groups, which change with the rates.
     """
-    names = {id(parameter): view.parameter_names[key][0] for key, parameter in view.parameters.items()}
+    names = view.names
     before = _members(optimizer)
     houses, homeless = _houses(view, optimizer, keys)
     for group, (members, housed) in zip(optimizer.param_groups, houses, strict=True):
@@ -293,15 +289,19 @@ def _houses(view: View, optimizer: Any, keys: Iterable[int]) -> tuple[list[tuple
 
     To a group belong those it was made for, or has; to an only group belong all.
     """
-    names = {id(one): view.parameter_names[key][0] for key, one in view.parameters.items()}
-    left = {names[key]: key for key in keys}
+    left = {view.names[key]: key for key in keys}
     houses = []
     for group in optimizer.param_groups:
-        members = list(group.get(MEMBERS) or (names[id(one)] for one in group["params"] if id(one) in names))
+        members = _belonging(group, view.names)
         if len(optimizer.param_groups) == 1:
             members += [name for name in left if name not in members]
         houses.append((members, [left.pop(name) for name in members if name in left]))
     return houses, list(left.values())
+
+
+def _belonging(group: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:
+    """The names of the parameters that a group was made for, or has."""
+    return list(group.get(MEMBERS) or (names[id(one)] for one in group["params"] if id(one) in names))
 
 
 def set_members(group: dict[str, Any], parameters: list[Any], names: Mapping[int, str]) -> None:

@@ -83,6 +83,11 @@ class View:
         return set(found)
 
     @cached_property
+    def names(self) -> dict[int, str]:
+        """The first name of each parameter, by its id."""
+        return {key: names[0] for key, names in self.parameter_names.items()}
+
+    @cached_property
     def steps(self) -> list[tuple[str, ...]]:
         """The network from its stem to its head in small steps, as `layers_of` gives them."""
         return layers_of(self.model)
