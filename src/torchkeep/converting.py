@@ -26,7 +26,7 @@ from .core.report import ConvertReport, SaveReport
 from .core.tensors import LazyTensor, StorageRef, TensorSpec, dtype_name
 from .core.tree import ABSENT, Global, Record
 from .core.units import parse_bytes
-from .engines.buffered import write_file
+from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
 from .formats._pickle_writer import Unhashable

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
-from .core.digests import tensor_bytes
+from .core.memory import tensor_bytes
 from .core.freezespec import Frozen
 from .core.live import (
     AnyTensor,

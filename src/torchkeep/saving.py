@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,15 @@ from .core.live import (
     unwrapped,
 )
 from .core.modulespec import ModuleSpec
-from .core.pieces import Beside, blocks_of
+from .core.pieces import hot_blocks
 from .core.report import SaveReport
+from .core.source import Buffer
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
-from .engines.buffered import write_all, write_file
+from .engines.files import AUTO, Head, check_engine, write_file
 from .errors import SaveError, UnsavableError
 from .formats.layout import Layout, lay_out, without_code
 from .inspecting import inspect
-
-_HASHED_INLINE = 1 << 18  # handing less than this to another thread costs more than hashing it
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -63,7 +61,7 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def save(obj: Any, path: str | os.PathLike[str], *, durable: bool = True) -> SaveReport:
+def save(obj: Any, path: str | os.PathLike[str], *, durable: bool = True, engine: str = AUTO) -> SaveReport:
     """Save a model, or anything made of tensors, numbers, strings, lists and dicts, as one safetensors file.
 
     >>> tk.save(model, "flowers.safetensors")                                  # doctest: +SKIP
@@ -76,7 +74,10 @@ def save(obj: Any, path: str | os.PathLike[str], *, durable: bool = True) -> Sav
     Args:
         obj: an `nn.Module` (wrappers such as DataParallel are looked through), or a nested object.
         path: ends in `.safetensors`; an existing file is replaced.
-        durable: wait until the disk has it.
+        durable: wait until the disk has it; without, a crash of the machine may lose the file, a crash of the process
+            never does.
+        engine: `direct` writes past the page cache and `buffered` through it; `auto` takes direct for large durable
+            files. The report says which one wrote: where direct I/O is refused, it is buffered.
 
     Raises:
         UnsavableError: something in `obj` cannot be written without pickle; `.path` says where.
@@ -88,23 +89,44 @@ def save(obj: Any, path: str | os.PathLike[str], *, durable: bool = True) -> Sav
         raise SaveError(
             f"{target} has another ending than .safetensors", hint=f"write to {target.with_suffix('.safetensors')}"
         )
+    check_engine(engine)
     contents = _of_module(obj) if isinstance(obj, nn.Module) else of_object(obj)
-    return save_contents(contents, target, durable=durable)
+    return save_contents(contents, target, durable=durable, engine=engine)
 
 
 def save_contents(
-    contents: Contents, path: Path, *, durable: bool = True, progress: Progress | None = None
+    contents: Contents,
+    path: Path,
+    *,
+    durable: bool = True,
+    engine: str = AUTO,
+    progress: Progress | None = None,
 ) -> SaveReport:
-    """Write what was decided, and report it."""
+    """Write what was decided, hashing each tensor on its way, and report it."""
     started = time.perf_counter()
-    written = write_contents(contents, path, durable=durable, progress=progress)
+    specs = {name: spec_of(tensor) for name, tensor in contents.tensors.items()}
+    plan = _plan(contents, specs, contents.facts)
+    digests: dict[str, str] = {}
+
+    def header() -> bytes:
+        """With the digests, which are only known now; it is as long as the one without."""
+        made = _with_digests(contents, specs, digests)
+        assert len(made) == len(plan.header)
+        return made
+
+    pieces = _pieces(plan, contents, digests)
+    if progress is not None:
+        pieces = counted(pieces, plan.total - len(plan.header), progress)
+    head = Head(len(plan.header), header)
+    written = write_file(path, pieces, nbytes=plan.total, durable=durable, engine=engine, head=head)
     return SaveReport(
         path=str(path),
-        bytes_written=written,
+        bytes_written=plan.total,
         bytes_total=sum(spec_of(tensor).nbytes for tensor in contents.tensors.values()),
         seconds=time.perf_counter() - started,
         tensors_written=len(contents.tensors),
         tensors_total=len(contents.tensors) + len(contents.facts.tied),
+        engine=written.engine,
         notes=contents.notes,
     )
 
@@ -274,27 +296,6 @@ def device_of(tensor: AnyTensor) -> str:
     return str(tensor.device)
 
 
-def write_contents(contents: Contents, path: Path, *, durable: bool = True, progress: Progress | None = None) -> int:
-    """Write the file, hashing each tensor beside the write; returns its size in bytes."""
-    specs = {name: spec_of(tensor) for name, tensor in contents.tensors.items()}
-    plan = _plan(contents, specs, contents.facts)
-    digests: dict[str, str] = {}
-
-    def finish(fd: int) -> None:
-        """The header was written without digests, which are only known now; it has the same length with them."""
-        header = _with_digests(contents, specs, digests)
-        assert len(header) == len(plan.header)
-        os.lseek(fd, 0, os.SEEK_SET)
-        write_all(fd, [header])
-
-    with ThreadPoolExecutor(1) as pool:
-        pieces = _pieces(plan, contents, pool, digests)
-        if progress is not None:
-            pieces = counted(pieces, plan.total, progress)
-        write_file(path, pieces, nbytes=plan.total, durable=durable, finish=finish)
-    return plan.total
-
-
 def _plan(contents: Contents, specs: Mapping[str, TensorSpec], facts: FileFacts) -> Layout:
     text = msgspec.json.encode(facts).decode()
     return lay_out(specs, {"format": "pt", **contents.metadata, file_facts.KEY: text})
@@ -307,23 +308,20 @@ def _with_digests(contents: Contents, specs: Mapping[str, TensorSpec], digests: 
     return header.replace(f'\\"header\\":\\"{NO_DIGEST}'.encode(), own, 1)
 
 
-def _pieces(plan: Layout, contents: Contents, pool: ThreadPoolExecutor, digests: dict[str, str]) -> Iterator[Any]:
-    """The file piece by piece; a tensor is only turned into bytes when its turn comes, a block at a time."""
-    hashers = {name: blake3() for name in plan.order}
-    beside = Beside(pool)
-    yield plan.header
+def _pieces(plan: Layout, contents: Contents, digests: dict[str, str]) -> Iterator[Buffer]:
+    """The tensors one after another, each turned into bytes only when its turn comes, a block at a time.
+
+    A block is hashed when the engine has taken it: while it is still in the cache, or beside the write.
+    """
     for name in plan.order:
-        for block in blocks_of(contents.tensors[name]):
-            if len(block) < _HASHED_INLINE and spec_of(contents.tensors[name]).nbytes == len(block):
-                hashers[name].update(block)
-            else:
-                beside.feed(hashers[name].update, block)
+        hasher = blake3()
+        for block in hot_blocks(contents.tensors[name]):
             yield block
-    beside.finish()
-    digests.update((name, hasher.hexdigest()) for name, hasher in hashers.items())
+            hasher.update(block)
+        digests[name] = hasher.hexdigest()
 
 
-def counted(pieces: Iterator[Any], total: int, progress: Progress) -> Iterator[Any]:
+def counted(pieces: Iterator[Buffer], total: int, progress: Progress) -> Iterator[Buffer]:
     """The pieces, with a word about each."""
     done = 0
     for piece in pieces:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core.digests import digest_bytes, tensor_bytes
+from .core.digests import digest_bytes
+from .core.memory import tensor_bytes
 from .core.history import decode_history, whole_lines
 from .core.limits import Limits
 from .core.manifest import Body, pack_id

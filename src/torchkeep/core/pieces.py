@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from .composite import Chunked, Composite
-from .digests import tensor_bytes
 from .live import AnyTensor
+from .memory import in_place, tensor_bytes
 from .source import Buffer, Source, Swapped, check_range
 from .tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 
 BLOCK = 8 << 20
+_HOT = 1 << 20
 _WINDOW = 16 << 20  # gathered from all over a storage: larger windows pass over it less often
 _ELEMENTS = 1 << 20  # converted at a time
 _AHEAD = 32 << 20
@@ -87,6 +88,17 @@ def blocks_of(tensor: AnyTensor) -> Iterator[Buffer]:
             yield reduce(lambda data, step: step(data), steps, block)
 
 
+def hot_blocks(tensor: AnyTensor) -> Iterator[Buffer]:
+    """The same in smaller blocks, each of which is still in the processor's cache when it is hashed after a copy."""
+    for block in blocks_of(tensor):
+        if len(block) <= _HOT:
+            yield block
+        else:
+            view = memoryview(block)
+            for start in range(0, len(view), _HOT):
+                yield view[start : start + _HOT]
+
+
 def storage_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Buffer]:
     """The first bytes of a tensor's storage as they lie, whether the tensor uses them or not."""
     for start in range(0, nbytes, BLOCK):
@@ -97,7 +109,7 @@ def _live_blocks(tensor: torch.Tensor) -> Iterator[Buffer]:
     plain = tensor.detach()
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
         yield tensor_bytes(plain)  # refuses it
-    elif plain.is_contiguous() and plain.device.type == "cpu" and not plain.is_conj() and not plain.is_neg():
+    elif in_place(plain):
         data = tensor_bytes(plain)
         for start in range(0, len(data), BLOCK):
             yield data[start : start + BLOCK]

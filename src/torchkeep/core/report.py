@@ -168,6 +168,7 @@ class SaveReport:
         seconds: from the call to the commit.
         sequence: number of the snapshot; 0 for a single file.
         tensors_written, tensors_total: the same in tensors.
+        engine: what wrote the tensors, `direct` or `buffered`; empty where none were new.
         notes: what is not stored as it was, e.g. views of one storage that became tensors of their own.
     """
 
@@ -178,12 +179,14 @@ class SaveReport:
     sequence: int = 0
     tensors_written: int = 0
     tensors_total: int = 0
+    engine: str = ""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = f"snapshot {self.sequence}" if self.sequence else self.path
+        engine = f", {self.engine}" if self.engine else ""
         text = (
-            f"saved {what}: wrote {human_bytes(self.bytes_written)} in {self.seconds:.2f} s "
+            f"saved {what}: wrote {human_bytes(self.bytes_written)} in {self.seconds:.2f} s{engine} "
             f"({self.tensors_written} of {self.tensors_total} tensors; all of them: {human_bytes(self.bytes_total)})"
         )
         return "\n".join([text, *(f"  {note}" for note in self.notes)])

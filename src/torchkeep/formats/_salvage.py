@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..core.checkpoint import Checkpoint, Finding
-from ..core.digests import digest_bytes, tensor_bytes
+from ..core.digests import digest_bytes
+from ..core.memory import tensor_bytes
 from ..core.facts import FileFacts
 from ..core.limits import Limits
 from ..core.source import Slice, Source, probe_of

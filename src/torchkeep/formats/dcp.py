@@ -13,7 +13,7 @@ import torch
 
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.composite import Chunked, Composite, check_tiling
-from ..core.digests import tensor_bytes
+from ..core.memory import tensor_bytes
 from ..core.limits import Limits
 from ..core.source import Buffer, Probe, Slice, Source, check_range
 from ..core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride

@@ -11,7 +11,7 @@ from ..core.tensors import DTYPES, TensorSpec, dtype_name
 from ..errors import UnsavableError
 
 _METADATA = "__metadata__"
-_ALIGN = 64  # the data begins at a multiple of this; spaces after the header are part of the format
+_ALIGN = 4096  # the data begins at a multiple of this; spaces after the header are part of the format
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 from ..core.freezespec import FreezeSpec, Phase
 from ..core.names import is_under
 from ..core.table import human_count
-from ..engines.buffered import write_file
+from ..engines.files import write_file
 from ..errors import CheckpointNotFoundError, SelectorError
 from .view import DROPOUTS, View, numel
 

@@ -15,7 +15,8 @@ import msgspec
 import torch
 
 from ..core import tree as trees
-from ..core.digests import digest_bytes, tensor_bytes
+from ..core.digests import digest_bytes
+from ..core.memory import tensor_bytes
 from .randomness import random_state
 
 VARIABLE = "TORCHKEEP_PROBE"

@@ -22,7 +22,7 @@ from ..core.manifest import Body
 from ..core.report import ResumeReport, SaveReport, Skipped
 from ..core.retention import Policy
 from ..core.snapshot import Snapshot, spec_of_entry
-from ..engines.buffered import TEMPORARY, sync_folder, write_file
+from ..engines.files import TEMPORARY, sync_folder, write_file
 from ..engines.mapped import MappedSource
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, SaveError, UnsavableError
 from ..stores import Store

@@ -1,0 +1,44 @@
+"""The same work on many things by a few threads at once, for work that lets go of the interpreter's lock."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def side_by_side(work: Callable[[T], object], items: Iterable[T], threads: int = THREADS) -> None:
+    """Do the work on each item, in the order in which threads come free; raises what the first failure raised.
+
+    The caller's thread is one of them. Plain threads, because pools take no work while the interpreter ends, and
+    saves that are under way are finished then.
+    """
+    waiting = iter(items)
+    lock = threading.Lock()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        while not failed:
+            with lock:
+                try:
+                    item = next(waiting)
+                except StopIteration:
+                    return
+            try:
+                work(item)
+            except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
+                failed.append(error)
+
+    others = [threading.Thread(target=run, name="torchkeep-work") for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    run()
+    for thread in others:
+        thread.join()
+    if failed:
+        raise failed[0]
