@@ -185,6 +185,10 @@ class ResumeWarning(UserWarning):
     """Something of a resumed run is not as it was: a snapshot was skipped, or a part was not restored."""
 
 
+class FrozenChangedWarning(UserWarning):
+    """What is frozen has changed, and `trust_frozen` had relied on it."""
+
+
 class RunLockedError(SaveError):
     """Another process holds the write lock of this run."""
 

@@ -14,7 +14,6 @@ from torch.nn.parameter import is_lazy
 from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
-from .core.memory import tensor_bytes
 from .core.freezespec import Frozen
 from .core.live import (
     AnyTensor,
@@ -28,6 +27,7 @@ from .core.live import (
     tied_names,
     unwrapped,
 )
+from .core.memory import tensor_bytes
 from .core.names import Selector
 from .core.plan import LoadPlan, Rule, make_plan
 from .core.registry import make_part

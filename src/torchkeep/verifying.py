@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .core.digests import digest_bytes
-from .core.memory import tensor_bytes
 from .core.history import decode_history, whole_lines
 from .core.limits import Limits
 from .core.manifest import Body, pack_id
+from .core.memory import tensor_bytes
 from .core.report import Damage, VerifyReport
 from .core.source import Source, read_all
 from .core.spans import Span, gaps, span_text, spans_of, within

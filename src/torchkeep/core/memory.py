@@ -11,9 +11,7 @@ from ..errors import UnsavableError
 
 def in_place(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor is its elements in row-major order, on the CPU, as they are."""
-    return (
-        tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-    )
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

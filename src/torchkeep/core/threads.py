@@ -31,7 +31,7 @@ def side_by_side(work: Callable[[T], object], items: Iterable[T], threads: int =
                     return
             try:
                 work(item)
-            except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
+            except BaseException as error:
                 failed.append(error)
 
     others = [threading.Thread(target=run, name="torchkeep-work") for _ in range(threads - 1)]

@@ -54,7 +54,7 @@ class Behind(Generic[T]):
             if self._error is None:
                 try:
                     self._work(item[0])
-                except BaseException as error:  # noqa: BLE001 - it is raised where the item came from
+                except BaseException as error:
                     self._error = error
             item = None  # what was written may go before the next one comes
             self._room.release()

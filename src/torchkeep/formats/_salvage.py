@@ -15,9 +15,9 @@ import torch
 
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.digests import digest_bytes
-from ..core.memory import tensor_bytes
 from ..core.facts import FileFacts
 from ..core.limits import Limits
+from ..core.memory import tensor_bytes
 from ..core.source import Slice, Source, probe_of
 from ..core.tensors import LazyTensor, StorageRef, TensorSpec
 from ..core.tree import Global

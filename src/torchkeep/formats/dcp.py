@@ -13,8 +13,8 @@ import torch
 
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.composite import Chunked, Composite, check_tiling
-from ..core.memory import tensor_bytes
 from ..core.limits import Limits
+from ..core.memory import tensor_bytes
 from ..core.source import Buffer, Probe, Slice, Source, check_range
 from ..core.tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 from ..core.tree import Global, Record, as_tensor

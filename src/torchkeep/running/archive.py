@@ -11,21 +11,23 @@ from typing import Any
 
 import msgspec
 import torch
+from blake3 import blake3
 
-from ..core.digests import digest_tensors, tensor_bytes
+from ..core.digests import digest_tensors
 from ..core.facts import KEY, FileFacts
 from ..core.limits import Limits
-from ..core.live import spec_of, tied_names
 from ..core.manifest import FORMAT_VERSION, Body, HistoryMark, decode_manifest, encode_manifest, pack_id, unseal
+from ..core.pieces import hot_blocks
 from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
 from ..core.source import Buffer, read_all
-from ..core.tensors import LazyTensor, TensorSpec, dtype_name
+from ..core.tensors import LazyTensor
+from ..core.threads import THREADS
 from ..core.version import PRODUCER
 from ..errors import CommitUnknownError, CorruptCheckpointError, KeyNotFoundError, OpenError, SaveError
 from ..formats.layout import lay_out, without_code
 from ..formats.safetensors import Safetensors
 from ..stores import Store
-from .packing import Content, Place, entries_of, plan_pack
+from .packing import Content, Given, PackPlan, Place, content_of, entries_of, plan_pack
 
 MARKER = "torchkeep.json"
 MARKER_BYTES = b'{"format":"torchkeep-run","version":1,"features":[]}\n'
@@ -41,6 +43,7 @@ class Committed:
     body: Body
     bytes_written: int
     tensors_written: int
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -157,24 +160,23 @@ class Archive:
 
     def commit(
         self,
-        tensors: Mapping[str, torch.Tensor],
+        given: Given,
         state: dict[str, Any],
         *,
         step: int,
         parent: int,
         history: HistoryMark,
         metrics: dict[str, Any],
+        threads: int = THREADS,
     ) -> Committed:
         """Write what is new, then the manifest. The link of the manifest is the commit point."""
-        tied = tied_names(tensors)
-        own = {name: tensor for name, tensor in tensors.items() if name not in tied and tensor.device.type != "meta"}
-        digests = dict(zip(own, digest_tensors(list(own.values())), strict=True))
-        specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        digests = _digests(given, threads)
         with self.guarded(exclusive=False):  # what is found in the run stays until the manifest names it
-            plan = plan_pack(specs, digests, self._usable(specs, digests))
-            new = {name: own[name] for name in plan.new}
-            pack, written, fresh = self._write_pack(new, digests) if new else ("", 0, False)
-            entries, packs = entries_of(tensors, tied, plan, pack)
+            contents = {name: content_of(digest, given.members[name].spec) for name, digest in digests.items()}
+            plan = plan_pack(contents, digests, self._usable(contents))
+            pack, written, fresh = self._write_pack(given, plan) if plan.new else ("", 0, False)
+            engine = getattr(self._store, "engine", "") if plan.new else ""
+            entries, packs = entries_of(given.members, plan, pack)
             body = Body(
                 version=FORMAT_VERSION,
                 sequence=0,
@@ -199,7 +201,7 @@ class Archive:
                 raise
         self._register(body)
         self._opened.update(body.packs)
-        return Committed(body, written + manifest, len(plan.new))
+        return Committed(body, written + manifest, len(plan.new), engine)
 
     def _put_manifest(self, body: Body) -> tuple[Body, int]:
         """Commit under the next free number; a damaged manifest keeps its own."""
@@ -209,9 +211,9 @@ class Archive:
             if self._store.put(manifest_key(body.sequence), [data], nbytes=len(data)):
                 return body, len(data)
 
-    def _write_pack(self, tensors: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> tuple[str, int, bool]:
+    def _write_pack(self, given: Given, plan: PackPlan) -> tuple[str, int, bool]:
         """Put a pack; says its id, its size and whether it is there by this call alone."""
-        specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        specs = {name: given.members[name].spec for name in plan.new}
         odd = without_code(specs)
         facts = {"format": "pt"}
         if odd:
@@ -219,7 +221,7 @@ class Archive:
         condemned = self.condemned()
         while True:
             layout = lay_out(specs, facts)
-            ident = pack_id(layout.header[8:], [digests[name] for name in layout.order])
+            ident = pack_id(layout.header[8:], [plan.digests[name] for name in layout.order])
             if ident not in condemned:
                 break
             facts[AGAIN] = f"{int(facts.get(AGAIN, '0')) + 1}"  # another header, so another name
@@ -227,33 +229,31 @@ class Archive:
         def pieces() -> Iterator[Buffer]:
             yield layout.header
             for name in layout.order:
-                yield tensor_bytes(tensors[name])
+                yield from _checked(name, given, plan.digests[name])
 
         # A pack of this name had these very bytes when it was written; one that is there is kept if it still has them.
         repair = ident in self._damaged_packs
-        contents = {name: (digests[name], dtype_name(specs[name].dtype), specs[name].shape) for name in tensors}
         put = self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=repair)
-        if not put and not self._intact(ident, contents):
+        if not put and not self._intact(ident, {name: plan.contents[name] for name in plan.new}):
             self._store.put(pack_key(ident), pieces(), nbytes=layout.total, replace=True)
         self._damaged_packs.discard(ident)
-        self._verified.setdefault(ident, set()).update(tensors)
+        self._verified.setdefault(ident, set()).update(plan.new)
         return ident, layout.total, put and not repair
 
-    def _usable(self, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> dict[Content, Place]:
+    def _usable(self, contents: Mapping[str, Content]) -> dict[Content, Place]:
         """Where the run has these tensors already, in packs that are there and whole.
 
         What this process has neither written nor verified is read once and hashed before it is relied on.
         """
         self.snapshots()
         usable = (self.named() & self.packs()) - self._damaged_packs - self.condemned().keys()
-        wanted = {(digest, dtype_name(specs[name].dtype), specs[name].shape) for name, digest in digests.items()}
-        found = {content: self._known[content] for content in wanted if content in self._known}
+        found = {content: self._known[content] for content in set(contents.values()) if content in self._known}
         found = {content: place for content, place in found.items() if place.pack in usable}
         unverified: dict[str, dict[str, Content]] = {}
         for content, place in found.items():
             if place.key not in self._verified.get(place.pack, ()):
                 unverified.setdefault(place.pack, {})[place.key] = content
-        self._damaged_packs |= {ident for ident, contents in unverified.items() if not self._intact(ident, contents)}
+        self._damaged_packs |= {ident for ident, keys in unverified.items() if not self._intact(ident, keys)}
         return {content: place for content, place in found.items() if place.pack not in self._damaged_packs}
 
     def _intact(self, ident: str, contents: Mapping[str, Content]) -> bool:
@@ -370,6 +370,33 @@ class Archive:
     def _damage(self, ident: str, names: Sequence[str], reason: str) -> CorruptCheckpointError:
         self._damaged_packs.add(ident)
         return _bad_pack(ident, names, reason)
+
+
+def _digests(given: Given, threads: int) -> dict[str, str]:
+    """The digest of every value: those that are known, and the others by reading them."""
+    unread = [name for name in given.values if name not in given.digests]
+    found = dict(zip(unread, digest_tensors([given.values[name] for name in unread], threads), strict=True))
+    return {name: found.get(name) or given.digests[name] for name in given.values}
+
+
+def _checked(name: str, given: Given, digest: str) -> Iterator[Buffer]:
+    """The bytes of a value. Hashed once more where something else may have written to it since it was hashed.
+
+    Raises:
+        SaveError: it is not what was hashed.
+    """
+    if name in given.private:
+        yield from hot_blocks(given.values[name])
+        return
+    hasher = blake3()
+    for block in hot_blocks(given.values[name]):
+        yield block
+        hasher.update(block)
+    if hasher.hexdigest() != digest:
+        raise SaveError(
+            f"{name} changed while it was being saved; nothing was committed",
+            hint="let nothing train while the run saves, or save with blocking=False, which copies first",
+        )
 
 
 def _bad_pack(ident: str, names: Sequence[str], reason: str) -> CorruptCheckpointError:

@@ -26,6 +26,7 @@ class Journal:
         self._size = 0
         self._hash = blake3()
         self._lock = threading.Lock()  # several threads may log
+        self._synced = -1
 
     def read(self) -> History:
         """What was logged, without the records of abandoned branches."""
@@ -59,9 +60,16 @@ class Journal:
             self._records.append(record)
 
     def mark(self) -> HistoryMark:
-        """Where the history ends now, all of it durable."""
-        self._store.append(HISTORY, b"", durable=True)
-        return HistoryMark(len(self._records), self._size, self._hash.hexdigest())
+        """Where the history ends now; `sync` makes it durable."""
+        with self._lock:
+            return HistoryMark(len(self._records), self._size, self._hash.hexdigest())
+
+    def sync(self) -> None:
+        """Make durable what was logged so far."""
+        with self._lock:
+            if self._synced != self._size:
+                self._store.append(HISTORY, b"", durable=True)
+                self._synced = self._size
 
     def back_to(self, mark: HistoryMark, sequence: int) -> bool:
         """Make the history end where a snapshot says; False if those bytes are not as they were written."""
@@ -74,6 +82,7 @@ class Journal:
         return len(kept) == mark.nbytes and blake3(kept).hexdigest() == mark.digest
 
     def _take_up(self, data: bytes) -> None:
+        self._synced = -1
         self._records = list(decode_history(data))
         self._size = len(data)
         self._hash = blake3(data)

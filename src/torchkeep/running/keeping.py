@@ -57,6 +57,7 @@ class Keeping(Looking):
             KeyNotFoundError: there is no such tag.
         """
         key = tag_key(name)
+        self._settle()
         with self._archive.guarded(exclusive=False):
             tags, damaged = read_tags(self._store)
             if name not in tags and name not in damaged:
@@ -118,6 +119,7 @@ class Keeping(Looking):
         return ()
 
     def _check_run(self) -> None:
+        self._settle()
         try:
             self._store.source(MARKER)
         except KeyNotFoundError:

@@ -33,6 +33,12 @@ class Looking:
     _journal: Journal
     _monitor: Monitor
 
+    def _settle(self) -> None:
+        """Wait for a save that is under way, and raise what became of it."""
+
+    def _snapshots(self) -> tuple[Snapshot, ...]:
+        return tuple(replace(one, path=str(self.path.absolute())) for one in self._archive.snapshots())
+
     def open(self, snapshot: int | Snapshot | None = None) -> Checkpoint:
         """The model's weights in a snapshot, every byte checked, without resuming and without the lock.
 
@@ -45,6 +51,7 @@ class Looking:
             LoadError: there is no such snapshot.
             CorruptCheckpointError: it is damaged.
         """
+        self._settle()
         sequence = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
         for known in [sequence] if sequence is not None else self._archive.newest_first():
             with contextlib.suppress(KeyNotFoundError):  # pruned by another process since it was listed
@@ -68,7 +75,8 @@ class Looking:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """The intact snapshots, oldest first."""
-        return tuple(replace(one, path=str(self.path.absolute())) for one in self._archive.snapshots())
+        self._settle()
+        return self._snapshots()
 
     @property
     def best(self) -> Snapshot | None:
@@ -86,6 +94,7 @@ class Looking:
         Raises:
             LoadError: there is no such snapshot.
         """
+        self._settle()
         for sequence in [snapshot] if snapshot is not None else self._archive.newest_first():
             with contextlib.suppress(KeyNotFoundError, CorruptCheckpointError):
                 return {entry.name: entry.digest for entry in self._archive.body(sequence).entries}
@@ -120,6 +129,7 @@ class Looking:
         Raises:
             LoadError: there is no run in this folder.
         """
+        self._settle()
         if not read_key(self._store, MARKER):
             raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
         damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.unreadable().items())
@@ -129,6 +139,7 @@ class Looking:
     @property
     def tags(self) -> dict[str, int]:
         """The names that were given to snapshots, each with its sequence number."""
+        self._settle()
         there = set(self._archive.sequences())
         return {name: sequence for name, sequence in read_tags(self._store)[0].items() if sequence in there}
 

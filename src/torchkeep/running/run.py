@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,34 +16,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import tagged
 from ..core.manifest import Body
-from ..core.report import ResumeReport, SaveReport, Skipped
+from ..core.report import ResumeReport, Skipped
 from ..core.retention import Policy
-from ..core.snapshot import Snapshot, spec_of_entry
-from ..engines.files import TEMPORARY, sync_folder, write_file
+from ..core.snapshot import Snapshot
+from ..engines.files import AUTO, TEMPORARY, check_engine, sync_folder, write_file
 from ..engines.mapped import MappedSource
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, SaveError, UnsavableError
 from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
-from .capture import capture
+from .committing import SKIP, WAIT, Saving
 from .gradients import watch
 from .journal import START, Journal
-from .keeping import Keeping, checked_policy
+from .keeping import checked_policy
 from .leaving import LEFT, Sigterm
 from .monitor import Monitor
 from .position import Position, Reader, Resumed
 from .probe import Probe
 from .restore import carry_out, data_of, extra_of, plan_restore, random_of, tracked_in
 from .tracking import GENERATOR, OPTIMIZER, kind_of, of_kind
+from .trust import Trust
 
 Batch = TypeVar("Batch")
 
 
-def local_store(path: str | os.PathLike[str]) -> LocalStore:
+def local_store(path: str | os.PathLike[str], *, durable: bool = True, engine: str = AUTO) -> LocalStore:
     """The store of a run in a local folder."""
-    return LocalStore(path, write=write_file, read=MappedSource, sync_folder=sync_folder, temporary=TEMPORARY)
+    write = partial(write_file, durable=durable, engine=check_engine(engine))
+    return LocalStore(
+        path, write=write, read=MappedSource, sync_folder=sync_folder, temporary=TEMPORARY, durable=durable
+    )
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -52,7 +54,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     return Path(path, MARKER).is_file()
 
 
-class Run(Keeping):
+class Run(Saving):
     """A training run in a folder: what was logged, what was saved, and where it can go on.
 
     >>> with tk.Run("runs/flowers") as run:                                            # doctest: +SKIP
@@ -73,6 +75,10 @@ class Run(Keeping):
         mode: str | None = None,
         sigterm: bool = False,
         keep: Policy | None = None,
+        trust_frozen: bool = False,
+        busy: str = WAIT,
+        durable: bool = True,
+        engine: str = AUTO,
         store: Store | None = None,
     ) -> None:
         """Name a run. Nothing is read or written before it is needed.
@@ -86,14 +92,25 @@ class Run(Keeping):
                 and leave with exit code 75, which says: start me again.
             keep: which snapshots stay, as `tk.keep_last(3) | tk.keep_best(1, "val_loss")`; applied after each save, and
                 what only the others needed leaves the disk. If None, all of them.
-            store: where the bytes live, if not in the folder.
+            trust_frozen: do not read what `tk.freeze` holds still once it was saved; one in sixteen is read at each
+                save all the same. If it has changed, a FrozenChangedWarning says so and everything is read.
+            busy: what `save(blocking=False)` does while the one before is under way: `wait` for it, or `skip`.
+            durable: wait for the disk at every save. Without, a crash of the machine may lose the last snapshots; a
+                crash of the process never does.
+            engine: `direct` writes past the page cache, `buffered` through it; `auto` takes direct for large files.
+            store: where the bytes live, if not in the folder; `durable` and `engine` are then the store's matter.
         """
+        super().__init__()
+        if busy not in {WAIT, SKIP}:
+            raise ValueError(f"busy is {busy!r}; it must be {WAIT!r} or {SKIP!r}")
         self._probe = Probe.of(path)
         if self._probe is not None:
             path = self._probe.place(path)
         self.path = Path(path)
         self.last_resume: ResumeReport | None = None
-        self._store: Store = store or local_store(path)
+        self._store: Store = store or local_store(path, durable=durable, engine=engine)
+        self._busy = busy
+        self._trust = Trust() if trust_frozen else None
         self._monitor = Monitor(self._store, monitor, mode)
         self._archive = Archive(self._store)
         self._keep = keep if keep is None else checked_policy(keep)
@@ -114,10 +131,25 @@ class Run(Keeping):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as failed:
+            if error is None:
+                raise
+            error.add_note(f"besides, {failed}")  # what went wrong first is what has to be seen
 
     def close(self) -> None:
-        """Let another process write this run. It can be used again afterwards."""
+        """Finish a save that is under way, and let another process write this run. It can be used again afterwards.
+
+        Raises:
+            SaveError: a save in the background had failed.
+        """
+        try:
+            self._settle()
+        finally:
+            self._let_others()
+
+    def _let_others(self) -> None:
         if self._sigterm is not None:
             self._sigterm.release()
         unlock = getattr(self._store, "unlock", None)
@@ -134,6 +166,7 @@ class Run(Keeping):
         Raises:
             UnsavableError: a value is none of these.
         """
+        self._surface()
         if not metrics:
             raise ValueError("nothing to log: give metrics by name, as in run.log(epoch=0, val_loss=0.7)")
         self._begin()
@@ -143,71 +176,6 @@ class Run(Keeping):
         self._watch("log", self._journal.length)
         self._journal.add(record)
         self._logged = True
-
-    def save(
-        self,
-        step: int,
-        *,
-        model: nn.Module | None = None,
-        optimizer: Any = None,
-        scheduler: Any = None,
-        extra: Any = None,
-        gradients: bool | None = None,
-        **others: Any,
-    ) -> SaveReport:
-        """Commit a snapshot of the tracked objects, the random number generators and the position in the data.
-
-        Args:
-            step: the caller's number, usually the epoch; `resume` continues after it.
-            model, optimizer, scheduler, others: remembered from then on, and from `resume`.
-            extra: anything made of tensors and plain values; saved this time only.
-            gradients: keep the gradients of the modules, or not; if None, those that no tracked optimizer has applied
-                yet, which are those of an accumulation that goes on.
-
-        Raises:
-            UnsavableError: something cannot be written without pickle; `.path` says where.
-            NoSpaceError, RunLockedError, SaveError: nothing was committed.
-        """
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ValueError(f"step is {step!r}; it must be an integer from 0")
-        report = self._save(step, self._with(model, optimizer, scheduler, others), extra, gradients)
-        if self._sigterm is not None and self._sigterm.came:
-            raise SystemExit(LEFT)
-        return report
-
-    def _save(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> SaveReport:
-        started = time.perf_counter()
-        if not objects:
-            raise SaveError(
-                "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
-            )
-        self._begin()
-        unwinding = sys.exc_info()[0] is not None
-        data = {name: reader.state(unwinding=unwinding) for name, reader in self._readers.items()}
-        captured = capture(objects, extra=extra, data=data, gradients=gradients)
-        self._watch("save", step)
-        committed = self._archive.commit(
-            captured.tensors,
-            captured.state,
-            step=step,
-            parent=self._parent_sequence(),
-            history=self._journal.mark(),
-            metrics=tagged.encode(self._journal.last),
-        )
-        self._parent, self._objects, self._step = committed.body.sequence, objects, step
-        self._monitor.point_to_best(self.snapshots, committed.body)
-        notes = self._let_go()
-        sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in committed.body.entries}
-        return SaveReport(
-            path=str(self.path),
-            bytes_written=committed.bytes_written,
-            bytes_total=sum(sizes.values()),
-            seconds=time.perf_counter() - started,
-            sequence=committed.body.sequence,
-            tensors_written=committed.tensors_written,
-            tensors_total=len(captured.tensors),
-            notes=notes,
-        )
 
     def resume(
         self,
@@ -243,6 +211,7 @@ class Run(Keeping):
             CorruptCheckpointError: there are snapshots, and none is intact.
         """
         objects = self._with(model, optimizer, scheduler, others)
+        self._settle()
         self._begin()
         skipped: list[Skipped] = []
         snapshot = snapshot.sequence if isinstance(snapshot, Snapshot) else snapshot
@@ -354,20 +323,21 @@ class Run(Keeping):
             return
         if self._objects:
             try:
+                self._settle()
+            except SaveError as error:  # the last snapshot is saved all the same
+                warnings.warn(f"a save in the background had failed: {error.brief}", ResumeWarning, stacklevel=2)
+            try:
                 self._save(self._step, self._objects, None, None)
             except UnsavableError as error:  # a gradient that cannot be kept must not cost the snapshot
                 warnings.warn(f"saved without gradients: {error.brief}", ResumeWarning, stacklevel=2)
                 self._save(self._step, self._objects, None, gradients=False)
         raise SystemExit(LEFT if self._objects else 128 + signal.SIGTERM)
 
-    def _parent_sequence(self) -> int:
-        if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
-            self._parent = max(self._archive.sequences(), default=0)
-        return self._parent
-
     def _restore(
         self, body: Body, tensors: dict[str, torch.Tensor], skipped: tuple[Skipped, ...], objects: dict[str, Any]
     ) -> ResumeReport:
+        if self._trust is not None:
+            self._trust.forget()
         steps = plan_restore(body, tensors, objects)
         extra, data = extra_of(body, tensors), data_of(body, tensors)
         carry_out(steps)

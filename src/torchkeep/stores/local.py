@@ -19,14 +19,28 @@ LOCK, GUARD = "lock", "guard"
 _BLOCK = 4096  # what a new name takes of a disk, about
 
 
+class Written(Protocol):
+    """What a writing engine answers: whether the file was put there by this call, and which engine wrote it."""
+
+    @property
+    def committed(self) -> bool: ...
+
+    @property
+    def engine(self) -> str: ...
+
+
 class WriteFile(Protocol):
     """What a store needs of a writing engine."""
 
-    def __call__(self, path: Path, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = True) -> bool: ...
+    def __call__(self, path: Path, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = True) -> Written: ...
 
 
 class LocalStore:
-    """Keys are files below a folder."""
+    """Keys are files below a folder.
+
+    Attributes:
+        engine: which engine wrote the last `put`.
+    """
 
     def __init__(
         self,
@@ -36,6 +50,7 @@ class LocalStore:
         read: Callable[[Path], Source],
         sync_folder: Callable[[Path], None],
         temporary: str,
+        durable: bool = True,
     ) -> None:
         """A store in a folder, which is made at the first write.
 
@@ -43,12 +58,15 @@ class LocalStore:
             root: the folder; a relative one is taken from where the process is now, wherever it goes later.
             write, read, sync_folder: the engines that move the bytes and make names durable.
             temporary: how the names of unfinished files begin; leftovers of a crash are removed under the lock.
+            durable: wait for the disk. Without, a crash of the machine may lose what was put, one of the process not.
         """
         self._lock: Any = None
         self.root = Path(root).absolute()
         self._write = write
         self._read = read
-        self._sync_folder = sync_folder
+        self._sync_folder = sync_folder if durable else _leave
+        self._durable = durable
+        self.engine = ""
         self._temporary = temporary
 
     def _path(self, key: str) -> Path:
@@ -74,7 +92,9 @@ class LocalStore:
         """See Store."""
         path = self._path(key)
         self._make_folder(path.parent, nbytes)
-        return self._write(path, pieces, nbytes=nbytes, replace=replace)
+        written = self._write(path, pieces, nbytes=nbytes, replace=replace)
+        self.engine = written.engine
+        return written.committed
 
     def append(self, key: str, data: bytes, *, durable: bool = False) -> None:
         """See Store. What a full disk lets through of the data is taken back."""
@@ -90,7 +110,7 @@ class LocalStore:
                     written = file.write(data)
                     while written < len(data):
                         written += file.write(data[written:])
-                    if durable:
+                    if durable and self._durable:
                         os.fsync(file.fileno())
                 except OSError:
                     if data:
@@ -237,6 +257,10 @@ class LocalStore:
             for path in self.root.glob(own.format(self._temporary)):
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
+
+
+def _leave(folder: Path) -> None:
+    """Leave the names in a folder to the system."""
 
 
 class _Held:

@@ -1,0 +1,348 @@
+"""Saving a run, as methods of `Run`: what is taken at the call, and what may happen beside training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, overload
+
+import torch
+from torch import nn
+
+from ..core import tagged
+from ..core.manifest import HistoryMark
+from ..core.report import SaveReport
+from ..core.snapshot import spec_of_entry
+from ..core.threads import THREADS
+from ..errors import SaveError
+from ..staging import Copies, Staging
+from .background import SaveHandle
+from .capture import capture
+from .keeping import Keeping
+from .leaving import LEFT, Sigterm
+from .packing import Given, given
+from .position import Reader
+from .probe import Probe
+from .tracking import OPTIMIZER, of_kind
+from .trust import Marks, Trust
+
+WAIT, SKIP = "wait", "skip"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A run as it was when a save was called: nothing in it changes while training goes on, but live tensors."""
+
+    started: float
+    step: int
+    objects: dict[str, Any]
+    given: Given
+    state: dict[str, Any]
+    parent: int
+    history: HistoryMark
+    metrics: dict[str, Any]
+    frozen: Marks
+
+
+class Saving(Keeping):
+    """The part of `Run` that saves."""
+
+    _objects: dict[str, Any]
+    _readers: dict[str, Reader]
+    _probe: Probe | None
+    _sigterm: Sigterm | None
+    _trust: Trust | None
+    _busy: str
+    _parent: int | None
+    _step: int
+
+    def __init__(self) -> None:
+        self._staging = Staging()
+        self._under_way: SaveHandle | None = None
+        self._copies: Copies | None = None
+        self._guards = False
+        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @overload
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        extra: Any = None,
+        gradients: bool | None = None,
+        blocking: Literal[True] = True,
+        **others: Any,
+    ) -> SaveReport: ...
+
+    @overload
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        extra: Any = None,
+        gradients: bool | None = None,
+        blocking: Literal[False],
+        **others: Any,
+    ) -> SaveHandle: ...
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        extra: Any = None,
+        gradients: bool | None = None,
+        blocking: bool = True,
+        **others: Any,
+    ) -> SaveReport | SaveHandle:
+        """Commit a snapshot of the tracked objects, the random number generators and the position in the data.
+
+        Args:
+            step: the caller's number, usually the epoch; `resume` continues after it.
+            model, optimizer, scheduler, others: remembered from then on, and from `resume`.
+            extra: anything made of tensors and plain values; saved this time only.
+            gradients: keep the gradients of the modules, or not; if None, those that no tracked optimizer has applied
+                yet, which are those of an accumulation that goes on.
+            blocking: wait until it is committed. Otherwise what may change is copied into host memory that is kept,
+                and the rest happens beside training: a SaveHandle comes back, whose `result()` is the report.
+
+        Raises:
+            UnsavableError: something cannot be written without pickle; `.path` says where.
+            NoSpaceError, RunLockedError, SaveError: nothing was committed. One of a save that was under way in the
+                background is raised here too, before anything else is done.
+        """
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"step is {step!r}; it must be an integer from 0")
+        objects = self._with(model, optimizer, scheduler, others)
+        if not blocking and self._busy == SKIP and self._under_way is not None and not self._under_way.done:
+            return SaveHandle(step, None, str(self.path))
+        saved = (
+            self._save(step, objects, extra, gradients)
+            if blocking
+            else self._save_beside(step, objects, extra, gradients)
+        )
+        if self._sigterm is not None and self._sigterm.came:
+            self._settle()
+            raise SystemExit(LEFT)
+        return saved
+
+    def prewarm(
+        self, *, model: nn.Module | None = None, optimizer: Any = None, scheduler: Any = None, **others: Any
+    ) -> int:
+        """Make the host memory that `save(blocking=False)` copies to, so that not even the first one waits for it.
+
+        An optimizer that has not stepped yet is counted with two moments for each of its parameters.
+
+        Args:
+            model, optimizer, scheduler, others: as for `save`; remembered from then on.
+
+        Returns:
+            The bytes that are kept for copies.
+        """
+        objects = self._with(model, optimizer, scheduler, others)
+        self._settle()
+        taken = given(capture(objects).tensors)
+        fresh = [one for one in of_kind(objects, OPTIMIZER).values() if not one.state_dict()["state"]]
+        coming = [parameter for one in fresh for group in one.param_groups for parameter in group["params"]]
+        more = sum(2 * parameter.nbytes + 256 for parameter in coming if parameter.requires_grad)
+        self._staging.reserve(taken.values, more)
+        self._objects = objects
+        return self._staging.nbytes
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Around whatever changes weights: `optimizer.step()`, the update of an average, clipping in place.
+
+        >>> with run.guard():                                                      # doctest: +SKIP
+        ...     optimizer.step()
+
+        It waits until a save that is under way has its copies. Once it has been used, `save(blocking=False)` copies
+        parameters and moments while the next forward and backward pass run, and the caller hardly waits at all. A step
+        of a tracked torch optimizer outside of it waits just the same, and other changes are noticed where torch
+        counts them: the save fails, and nothing torn is committed.
+        """
+        self._guards = True
+        self._wait_for_copies()
+        yield
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _with(self, model: Any, optimizer: Any, scheduler: Any, others: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        raise NotImplementedError
+
+    def _watch(self, *event: Any) -> None:
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """Wait for a save that is under way, and raise what became of it."""
+        if self._under_way is not None:
+            handle, self._under_way = self._under_way, None
+            handle.settle()
+
+    def _surface(self) -> None:
+        """Raise the error of a save that has failed meanwhile, and wait for nothing."""
+        if self._under_way is not None:
+            self._under_way.surface()
+
+    def _wait_for_copies(self) -> None:
+        copies, self._copies = self._copies, None
+        if copies is not None:
+            copies.order()
+        if self._under_way is not None and not self._under_way.staged:
+            self._under_way.wait_staged()
+
+    def _save(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> SaveReport:
+        self._settle()
+        return self._commit(self._take(step, objects, extra, gradients))
+
+    def _save_beside(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> SaveHandle:
+        self._settle()
+        moment = self._take(step, objects, extra, gradients)
+        live = {name: value for name, value in moment.given.values.items() if name not in moment.given.digests}
+        copies = self._staging.begin(live)
+        self._hook(objects)
+        later = self._later(objects, live) if self._guards else {}
+        copies.start(later)
+        if self._guards:
+            self._copies = copies
+        else:
+            copies.order()
+        staged = replace(
+            moment,
+            given=replace(
+                moment.given, values={**moment.given.values, **copies.values}, private=frozenset(copies.values)
+            ),
+        )
+        versions = {name: live[name]._version for name in later}
+
+        def work(all_copied: Callable[[], None]) -> SaveReport:
+            copies.finish()
+            moved = [name for name, version in versions.items() if live[name]._version != version]
+            live.clear()
+            all_copied()
+            if moved:
+                raise SaveError(
+                    f"{moved[0]} and {len(moved) - 1} others changed while they were copied; nothing was committed",
+                    hint="put `with run.guard():` around everything that changes weights",
+                )
+            return self._commit(staged, threads=1)
+
+        self._under_way = SaveHandle(step, work, str(self.path))
+        if self._probe is not None:  # a run that is watched does one thing at a time
+            self._under_way.result()
+        return self._under_way
+
+    def _later(self, objects: Mapping[str, Any], live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What nothing but a step of an optimizer changes that will wait: its parameters and its moments."""
+        waiting: set[int] = set()
+        for optimizer in of_kind(objects, OPTIMIZER).values():
+            if any(optimizer is hooked for hooked in self._hooked):
+                waiting.update(id(one) for group in optimizer.param_groups for one in group["params"])
+                for moments in optimizer.state.values():
+                    waiting.update(id(one) for one in moments.values() if isinstance(one, torch.Tensor))
+        return {name: tensor for name, tensor in live.items() if id(tensor) in waiting and not tensor.is_inference()}
+
+    def _hook(self, objects: Mapping[str, Any]) -> None:
+        """Have the steps of tracked optimizers wait for the copies of a save."""
+        wait = weakref.WeakMethod(self._wait_for_copies)
+
+        def before(*_: Any) -> None:
+            waiting = wait()
+            if waiting is not None:
+                waiting()
+
+        for optimizer in of_kind(objects, OPTIMIZER).values():
+            with contextlib.suppress(TypeError):  # a wrapper that cannot be hashed: nothing of it is copied later
+                if optimizer not in self._hooked and hasattr(optimizer, "register_step_pre_hook"):
+                    optimizer.register_step_pre_hook(before)
+                    self._hooked.add(optimizer)
+
+    def _take(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> Moment:
+        """What a save is about, by reference."""
+        started = time.perf_counter()
+        if not objects:
+            raise SaveError(
+                "there is no model to save", hint="pass it once: run.save(0, model=model, optimizer=optimizer)"
+            )
+        self._begin()
+        unwinding = sys.exc_info()[0] is not None
+        data = {name: reader.state(unwinding=unwinding) for name, reader in self._readers.items()}
+        captured = capture(objects, extra=extra, data=data, gradients=gradients)
+        self._watch("save", step)
+        taken = given(captured.tensors)
+        frozen: Marks = {}
+        if self._trust is not None:
+            frozen = self._trust.look(taken, objects)
+            taken = replace(taken, digests=self._trust.known(frozen))
+        return Moment(
+            started,
+            step,
+            objects,
+            taken,
+            captured.state,
+            self._parent_sequence(),
+            self._journal.mark(),
+            tagged.encode(self._journal.last),
+            frozen,
+        )
+
+    def _commit(self, moment: Moment, threads: int = THREADS) -> SaveReport:
+        """Hash, write and commit; from here on nothing looks at live objects but at frozen tensors that are trusted."""
+        what = moment.given
+        notes: tuple[str, ...] = ()
+        if self._trust is not None:
+            what, notes = self._trust.check(what)
+        self._journal.sync()
+        try:
+            committed = self._archive.commit(
+                what,
+                moment.state,
+                step=moment.step,
+                parent=moment.parent,
+                history=moment.history,
+                metrics=moment.metrics,
+                threads=threads,
+            )
+        except BaseException:
+            if self._trust is not None:
+                self._trust.forget()
+            raise
+        body = committed.body
+        digests = {entry.name: entry.digest for entry in body.entries}
+        if self._trust is not None:
+            self._trust.learn(moment.frozen, digests)
+        self._parent, self._objects, self._step = body.sequence, moment.objects, moment.step
+        self._monitor.point_to_best(self._snapshots(), body)
+        notes += self._let_go()
+        sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in body.entries}
+        return SaveReport(
+            path=str(self.path),
+            bytes_written=committed.bytes_written,
+            bytes_total=sum(sizes.values()),
+            seconds=time.perf_counter() - moment.started,
+            sequence=body.sequence,
+            tensors_written=committed.tensors_written,
+            tensors_total=len(what.members),
+            engine=committed.engine,
+            notes=notes,
+        )
+
+    def _parent_sequence(self) -> int:
+        if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
+            self._parent = max(self._archive.sequences(), default=0)
+        return self._parent
