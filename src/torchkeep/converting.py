@@ -297,7 +297,9 @@ def _split(contents: Contents, most: int) -> Iterator[Contents]:
             tree=facts.tree if number == 0 else msgspec.UNSET,
             whole=facts.kind if number == 0 else "",
         )
-        yield Contents({name: contents.tensors[name] for name in members}, own, (), contents.metadata)
+        tensors = {name: contents.tensors[name] for name in members}
+        specs = {name: contents.specs[name] for name in members}
+        yield Contents(tensors, specs, own, (), contents.metadata)
 
 
 def _homes(facts: FileFacts) -> dict[str, str]:

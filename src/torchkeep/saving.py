@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from blake3 import blake3
 from torch import nn
 
@@ -30,8 +32,9 @@ from .core.live import (
     tied_names,
     unwrapped,
 )
+from .core.memory import tensor_bytes
 from .core.modulespec import ModuleSpec
-from .core.pieces import hot_blocks
+from .core.pieces import SMALL, hot_blocks
 from .core.report import SaveReport
 from .core.source import Buffer
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
@@ -51,11 +54,13 @@ class Contents:
 
     Attributes:
         tensors: those that are written, by name; a name tied to another is not among them.
+        specs: dtype and shape of each.
         facts: what is written about them, digests still zero.
         notes: for the report.
     """
 
     tensors: Mapping[str, AnyTensor]
+    specs: Mapping[str, TensorSpec]
     facts: FileFacts
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -104,13 +109,12 @@ def save_contents(
 ) -> SaveReport:
     """Write what was decided, hashing each tensor on its way, and report it."""
     started = time.perf_counter()
-    specs = {name: spec_of(tensor) for name, tensor in contents.tensors.items()}
-    plan = _plan(contents, specs, contents.facts)
+    plan = _plan(contents, contents.facts)
     digests: dict[str, str] = {}
 
     def header() -> bytes:
         """With the digests, which are only known now; it is as long as the one without."""
-        made = _with_digests(contents, specs, digests)
+        made = _with_digests(contents, digests)
         assert len(made) == len(plan.header)
         return made
 
@@ -122,7 +126,7 @@ def save_contents(
     return SaveReport(
         path=str(path),
         bytes_written=plan.total,
-        bytes_total=sum(spec_of(tensor).nbytes for tensor in contents.tensors.values()),
+        bytes_total=sum(spec.nbytes for spec in contents.specs.values()),
         seconds=time.perf_counter() - started,
         tensors_written=len(contents.tensors),
         tensors_total=len(contents.tensors) + len(contents.facts.tied),
@@ -205,13 +209,18 @@ def contents_of(
     for name, tensor in tensors.items():
         check_savable(name, tensor)
     notes = lost(tensors)
+    devices = {name: device_of(tensor) for name, tensor in tensors.items()}
     logical, (tensors, composites) = tensors, _taken_to_parts(tensors)
-    tied = tied_names(tensors) | {name: first for name, first in tied_names(logical).items() if first in composites}
-    empty = {name: tensor for name, tensor in tensors.items() if name not in tied and device_of(tensor) == "meta"}
+    tied = tied_names(tensors)
+    if composites:
+        tied |= {name: first for name, first in tied_names(logical).items() if first in composites}
+    empty = {name: tensor for name, tensor in tensors.items() if name not in tied and devices.get(name) == "meta"}
     own = {name: tensor for name, tensor in tensors.items() if name not in tied and name not in empty}
-    for name, tensor in own.items():
-        _check_expanded(name, tensor)
     specs = {name: spec_of(tensor) for name, tensor in own.items()}
+    most = Limits().expanded_bytes
+    for name, spec in specs.items():
+        if spec.nbytes > most:
+            _check_expanded(name, own[name], most)
     shared = shared_storages(own)
     if shared:
         notes.append(f"{len(shared)} tensors were views of shared storages and are written apart: {shared[0]}, ...")
@@ -233,14 +242,12 @@ def contents_of(
         buffers=[name for name in logical if kinds[name] == "buffer"],
         requires_grad=[name for name, tensor in logical.items() if tensor.requires_grad],
         tied=tied,
-        devices={
-            name: device_of(tensor) for name, tensor in logical.items() if device_of(tensor) not in {"cpu", "meta"}
-        },
+        devices={name: device for name, device in devices.items() if device not in {"cpu", "meta"}},
         module=module,
         tree=tree,
         producer=PRODUCER,
     )
-    return Contents(own, facts, tuple(notes), dict(metadata or {}))
+    return Contents(own, specs, facts, tuple(notes), dict(metadata or {}))
 
 
 def lost(tensors: Mapping[str, AnyTensor]) -> list[str]:
@@ -293,17 +300,22 @@ def _is_row_major(tensor: AnyTensor) -> bool:
 
 def device_of(tensor: AnyTensor) -> str:
     """The device as text."""
-    return str(tensor.device)
+    return _device_text(tensor.device)
 
 
-def _plan(contents: Contents, specs: Mapping[str, TensorSpec], facts: FileFacts) -> Layout:
+@cache
+def _device_text(device: Any) -> str:
+    return str(device)
+
+
+def _plan(contents: Contents, facts: FileFacts) -> Layout:
     text = msgspec.json.encode(facts).decode()
-    return lay_out(specs, {"format": "pt", **contents.metadata, file_facts.KEY: text})
+    return lay_out(contents.specs, {"format": "pt", **contents.metadata, file_facts.KEY: text})
 
 
-def _with_digests(contents: Contents, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> bytes:
+def _with_digests(contents: Contents, digests: Mapping[str, str]) -> bytes:
     facts = msgspec.structs.replace(contents.facts, digests={name: digests[name] for name in contents.facts.digests})
-    header = _plan(contents, specs, facts).header
+    header = _plan(contents, facts).header
     own = f'\\"header\\":\\"{digest_bytes(header[8:])}'.encode()
     return header.replace(f'\\"header\\":\\"{NO_DIGEST}'.encode(), own, 1)
 
@@ -314,8 +326,14 @@ def _pieces(plan: Layout, contents: Contents, digests: dict[str, str]) -> Iterat
     A block is hashed when the engine has taken it: while it is still in the cache, or beside the write.
     """
     for name in plan.order:
+        tensor = contents.tensors[name]
+        if isinstance(tensor, torch.Tensor) and tensor.nbytes <= SMALL:  # of which there may be very many
+            whole = tensor_bytes(tensor)
+            yield whole
+            digests[name] = digest_bytes(whole)
+            continue
         hasher = blake3()
-        for block in hot_blocks(contents.tensors[name]):
+        for block in hot_blocks(tensor):
             yield block
             hasher.update(block)
         digests[name] = hasher.hexdigest()
@@ -330,11 +348,11 @@ def counted(pieces: Iterator[Buffer], total: int, progress: Progress) -> Iterato
         progress(done, total)
 
 
-def _check_expanded(name: str, tensor: AnyTensor) -> None:
+def _check_expanded(name: str, tensor: AnyTensor, most: int) -> None:
     """A tensor that repeats a small storage would fill the disk when it is written out.
 
     Raises:
-        UnsavableError: it is larger than its storage and than Limits.expanded_bytes.
+        UnsavableError: it is larger than its storage and than `most`, which is Limits.expanded_bytes.
     """
     if isinstance(tensor, LazyTensor):
         parts = tensor.parts.values() if tensor.parts else (tensor,)
@@ -342,7 +360,7 @@ def _check_expanded(name: str, tensor: AnyTensor) -> None:
     else:
         held = tensor.untyped_storage().nbytes()
     nbytes = spec_of(tensor).nbytes
-    if nbytes > max(Limits().expanded_bytes, held):
+    if nbytes > max(most, held):
         raise UnsavableError(
             f"the tensor {name!r} repeats {held:,} bytes to {nbytes:,}",
             path=name,

@@ -25,6 +25,28 @@ PLACE = "deep/er/run"  # folders above the run have to be durable too
 
 
 @dataclass(frozen=True)
+class Mode:
+    """How a run saves.
+
+    Attributes:
+        engine: what writes.
+        blocking: wait for each save; or go on, and see what came of it before the next one.
+        durable: wait for the disk; without, only a kill is survived and not a loss of power.
+    """
+
+    engine: str = "auto"
+    blocking: bool = True
+    durable: bool = True
+
+    def run(self, folder: Path) -> tk.Run:
+        """A run that saves so."""
+        return tk.Run(folder, engine=self.engine, durable=self.durable)
+
+
+MODES = [Mode(engine, blocking) for engine in ("direct", "buffered") for blocking in (True, False)]
+
+
+@dataclass(frozen=True)
 class Saved:
     """What one `save` was given."""
 
@@ -56,11 +78,13 @@ class Story:
         saved: by sequence number.
         calls: all changes in order, with a mark where a `save` had returned.
         missed: of a call, whether to do as if it was never made.
+        mode: how it saves.
     """
 
     saved: dict[int, Saved] = field(default_factory=dict)
     calls: list[Op] = field(default_factory=list)
     missed: Callable[[Op], bool] = lambda op: False
+    mode: Mode = Mode()
 
     def watch(self, world: Path) -> Watch:
         """Note the calls of what is done inside, but those that are to be missed."""
@@ -80,21 +104,34 @@ class Story:
     def save(self, run: tk.Run, model: nn.Module, optimizer: Any, step: int) -> None:
         """Save, and remember what a resume has to give back; the mark stands after the save has returned."""
         bits, history = state_bits(model, optimizer), list(run.history)
-        report = run.save(step, model=model, optimizer=optimizer)
-        self.saved[report.sequence] = Saved(step, bits, history)
-        self.calls.append(Op("mark", size=report.sequence))
+        if self.mode.blocking:
+            report = run.save(step, model=model, optimizer=optimizer)
+            self.saved[report.sequence] = Saved(step, bits, history)
+            self.calls.append(Op("mark", size=report.sequence))
+            return
+        sequence = run.snapshots[-1].sequence + 1 if run.snapshots else 1
+        self.saved[sequence] = Saved(step, bits, history)
+        run.save(step, model=model, optimizer=optimizer, blocking=False)
+        weight = model[2].weight.detach().clone()
+        with torch.no_grad(), run.guard():
+            model[2].weight.add_(1)  # what is done after the call is in no snapshot
+        run.log(val_loss=0.5, note="beside the save")
+        assert run.snapshots[-1].sequence == sequence
+        with torch.no_grad():
+            model[2].weight.copy_(weight)
+        self.calls.append(Op("mark", size=sequence))
 
     def first(self, folder: Path) -> None:
         """Three processes: a new run, one that goes on, and one that goes back."""
         model, optimizer = parts()
-        with tk.Run(folder) as run:
+        with self.mode.run(folder) as run:
             assert run.resume(model=model, optimizer=optimizer) == 0
             for step in range(2):
                 self.train(run, model, optimizer, step)
             self.save(run, model, optimizer, 2)  # nothing changed: a manifest alone
-        with resumed(folder) as (run, model, optimizer, step):
+        with self.resumed(folder) as (run, model, optimizer, step):
             self.train(run, model, optimizer, step)
-        with resumed(folder, snapshot=2) as (run, model, optimizer, step):
+        with self.resumed(folder, snapshot=2) as (run, model, optimizer, step):
             for number in range(2):
                 self.train(run, model, optimizer, step + number)
             run.tag("early", 1)
@@ -111,7 +148,7 @@ class Story:
         """
         tk.Run(folder).history.table()  # reading needs no repair
         model, optimizer = parts()
-        with tk.Run(folder) as run:
+        with self.mode.run(folder) as run:
             start = run.resume(model=model, optimizer=optimizer)
             report = run.last_resume
             assert report.sequence >= promised.sequence, f"{report.sequence} resumed, {promised.sequence} was saved"
@@ -127,9 +164,20 @@ class Story:
                 run.prune(tk.keep_last(2) | tk.keep_tagged())
                 run.gc(grace=0)
         if generator.random() < 0.5:
-            with resumed(folder) as (run, model, optimizer, step):
+            with self.resumed(folder) as (run, model, optimizer, step):
                 assert state_bits(model, optimizer) == self.saved[run.last_resume.sequence].bits, "what was saved last"
                 self.train(run, model, optimizer, step)
+
+
+    @contextlib.contextmanager
+    def resumed(self, folder: Path, **options: Any) -> Iterator[tuple[tk.Run, nn.Module, Any, int]]:
+        """A run that a new process takes up."""
+        model, optimizer = parts()
+        with self.mode.run(folder) as run:
+            yield run, model, optimizer, run.resume(model=model, optimizer=optimizer, **options)
+
+
+resumed = Story().resumed
 
 
 class Sparing(random.Random):
@@ -153,14 +201,6 @@ def parts() -> tuple[nn.Module, Any]:
     return model, torch.optim.Adam(model[2].parameters())
 
 
-@contextlib.contextmanager
-def resumed(folder: Path, **options: Any) -> Iterator[tuple[tk.Run, nn.Module, Any, int]]:
-    """A run that a new process takes up."""
-    model, optimizer = parts()
-    with tk.Run(folder) as run:
-        yield run, model, optimizer, run.resume(model=model, optimizer=optimizer, **options)
-
-
 @dataclass
 class Summary:
     """What was tried; that it is there says that every state kept the promise."""
@@ -176,7 +216,12 @@ class Summary:
 
 
 def run_states(
-    count: int, seed: int = 0, *, first: int = 0, missed: Callable[[Op], bool] = lambda op: False
+    count: int,
+    seed: int = 0,
+    *,
+    first: int = 0,
+    missed: Callable[[Op], bool] = lambda op: False,
+    mode: Mode = Mode(),  # noqa: B008 - it is frozen
 ) -> Summary:
     """Build states of a run after crashes, and let a new process go on from each.
 
@@ -185,12 +230,13 @@ def run_states(
         seed: of the choices; a state is the same for the same seed and number.
         first: number of the first state, to see a single one again.
         missed: calls to do without, to see what they are good for.
+        mode: how the run saves.
 
     Raises:
         AssertionError: a promise was broken; it names the state.
     """
     with _folder() as folder:
-        story = told(folder, missed, seed)
+        story = told(folder, missed, seed, mode)
         summary = Summary(count, seed, len(story.calls))
         for number in range(first, first + count):
             try:
@@ -207,11 +253,16 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def told(folder: Path, missed: Callable[[Op], bool] = lambda op: False, seed: int = 0) -> Story:
+def told(
+    folder: Path,
+    missed: Callable[[Op], bool] = lambda op: False,
+    seed: int = 0,
+    mode: Mode = Mode(),  # noqa: B008 - it is frozen
+) -> Story:
     """The first story, in a new folder."""
     (folder / "first").mkdir()
     torch.manual_seed(seed)
-    story = Story(missed=missed)
+    story = Story(missed=missed, mode=mode)
     with story.watch(folder / "first"):
         story.first(folder / "first" / PLACE)
     return story
@@ -231,13 +282,14 @@ def moment(calls: list[Op], generator: random.Random) -> int:
 
 def _state(world: Path, first: Story, generator: random.Random, summary: Summary) -> None:
     """Crash, go on, crash again, up to three times; at the end power is lost, before it a process may just be killed."""
-    story, disk, promised = Story(dict(first.saved), first.calls, first.missed), Disk(), Promised()
+    story = Story(dict(first.saved), first.calls, first.missed, first.mode)
+    disk, promised = Disk(), Promised()
     crashes = generator.choice((1, 1, 2, 3))
     for crash in range(crashes):
         for op in story.calls[: moment(story.calls, generator)]:
             disk.apply(op)
             promised.note(op)
-        if crash < crashes - 1 and generator.random() < 0.5:
+        if not first.mode.durable or (crash < crashes - 1 and generator.random() < 0.5):
             disk.killed()
             summary.seen["kills"] += 1
         else:
@@ -264,8 +316,11 @@ def go_on(world: Path, disk: Disk, story: Story, promised: Promised, generator: 
         shutil.rmtree(world, ignore_errors=True)
 
 
-def kill_states() -> int:
+def kill_states(mode: Mode = Mode()) -> int:  # noqa: B008 - it is frozen
     """Kill a new run whenever it has given a name; another process saves, and then all that is not synced is lost.
+
+    Args:
+        mode: how they save.
 
     Returns:
         The number of states.
@@ -274,11 +329,11 @@ def kill_states() -> int:
         AssertionError: a promise was broken; it names the call after which the process was killed.
     """
     with _folder() as folder:
-        first = told(folder)
+        first = told(folder, mode=mode)
         second = [place for place, op in enumerate(first.calls) if op.kind == "mark"][1]
         moments = [(reached, logs) for reached in names_given(first.calls[:second]) for logs in (0, 2)]
         for reached, logs in moments:
-            story, disk, promised = Story(dict(first.saved)), Disk(), Promised()
+            story, disk, promised = Story(dict(first.saved), mode=mode), Disk(), Promised()
             try:
                 for op in first.calls[:reached]:
                     disk.apply(op)

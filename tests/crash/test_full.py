@@ -21,7 +21,7 @@ from torchkeep.errors import NoSpaceError, SaveError
 
 from .calls import Op, Watch
 from .disk import Disk, tree_of
-from .states import parts, resumed
+from .states import MODES, Mode, parts, resumed
 
 
 class Failing:
@@ -55,10 +55,12 @@ def sizes(folder: Path) -> dict[str, int]:
     return {path: len(data) for path, data in tree.items() if data and path not in {"lock", "guard", "history.jsonl"}}
 
 
-def saves(run: tk.Run, model: nn.Module, optimizer: Any, step: int) -> int:
-    """What a training loop does at the end of an epoch; says how many lines it logged before an error."""
+def saves(run: tk.Run, model: nn.Module, optimizer: Any, step: int, *, blocking: bool = True) -> int:
+    """What a training loop does at the end of an epoch."""
     run.log(epoch=step, val_loss=1 / (step + 1))
-    return run.save(step, model=model, optimizer=optimizer).sequence
+    if blocking:
+        return run.save(step, model=model, optimizer=optimizer).sequence
+    return run.save(step, model=model, optimizer=optimizer, blocking=False).result().sequence
 
 
 def check_untouched(folder: Path, old: list[tuple[str, bytes]] | None, before: dict[str, int]) -> None:
@@ -77,8 +79,9 @@ def check_untouched(folder: Path, old: list[tuple[str, bytes]] | None, before: d
         shutil.rmtree(copied)
 
 
+@pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("saved", [False, True], ids=["new", "saved before"])
-def test_a_disk_that_is_full_at_any_write(tmp_path: Path, saved: bool) -> None:
+def test_a_disk_that_is_full_at_any_write(tmp_path: Path, saved: bool, mode: Mode) -> None:
     base = tmp_path / "base"
     old = None
     if saved:
@@ -93,7 +96,7 @@ def test_a_disk_that_is_full_at_any_write(tmp_path: Path, saved: bool) -> None:
         if saved:
             shutil.copytree(base / "run", folder)
         model, optimizer = parts()
-        run = tk.Run(folder)
+        run = mode.run(folder)
         before = sizes(folder)
         failing = Failing(number, errno.ENOSPC, lambda op: op.takes_space)
         refused = False
@@ -102,7 +105,7 @@ def test_a_disk_that_is_full_at_any_write(tmp_path: Path, saved: bool) -> None:
                 step = run.resume(model=model, optimizer=optimizer)
                 before |= sizes(folder)  # the file that makes a folder a run
                 train(model, optimizer)
-                saves(run, model, optimizer, step)
+                saves(run, model, optimizer, step, blocking=mode.blocking)
         except NoSpaceError as error:
             refused = True
             assert error.needed > 0 and error.free > 0, error
@@ -123,7 +126,8 @@ def test_a_disk_that_is_full_at_any_write(tmp_path: Path, saved: bool) -> None:
     assert number > 12
 
 
-def test_a_sync_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_sync_that_fails_is_not_taken_for_done(tmp_path: Path, mode: Mode) -> None:
     """The save fails, the next one is committed, and then power is lost: what counts was synced again."""
     for number in range(1, 100):
         world = tmp_path / str(number)
@@ -131,14 +135,14 @@ def test_a_sync_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
         calls: list[Op] = []
         failing = Failing(number, errno.EIO, lambda op: op.kind in {"sync", "sync_folder"})
         model, optimizer = parts()
-        with Watch(world, before=failing, after=calls.append), tk.Run(world / "deep" / "run") as run:
+        with Watch(world, before=failing, after=calls.append), mode.run(world / "deep" / "run") as run:
             for step in range(3):
                 try:
                     train(model, optimizer)
-                    saves(run, model, optimizer, step)
+                    saves(run, model, optimizer, step, blocking=mode.blocking)
                 except SaveError as error:
                     assert failing.hit is not None, error
-                    saves(run, model, optimizer, step)
+                    saves(run, model, optimizer, step, blocking=mode.blocking)
             saved = run.snapshots[-1].sequence
         if failing.hit is None:
             break

@@ -14,7 +14,7 @@ from torchkeep.stores.local import LocalStore
 
 from .calls import Op, Watch
 from .disk import Disk, tree_of
-from .states import PLACE, kill_states, run_states, told
+from .states import MODES, PLACE, Mode, kill_states, run_states, told
 
 
 def test_what_is_recorded_is_all_that_was_done(tmp_path: Path) -> None:
@@ -99,11 +99,12 @@ def test_what_is_synced_is_never_lost_and_what_is_not_may_be(tmp_path: Path) -> 
     assert disk.lose_power().tree() == {"safe": b"a" * 5000, "named": b""}
 
 
-def test_a_saved_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["direct", "buffered"])
+def test_a_saved_file_is_the_old_one_or_the_new_one(tmp_path: Path, engine: str) -> None:
     calls: list[Op] = []
     with Watch(tmp_path, after=calls.append):
         for number in range(3):
-            tk.save({"weight": torch.full((3000,), float(number))}, tmp_path / "model.safetensors")
+            tk.save({"weight": torch.full((3000,), float(number))}, tmp_path / "model.safetensors", engine=engine)
             calls.append(Op("mark", size=number))
     generator = random.Random(0)
     found = set()
@@ -125,13 +126,26 @@ def test_a_saved_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     assert found == {0, 1, 2}
 
 
-def test_a_run_outlives_losses_of_power() -> None:
-    summary = run_states(200)
-    assert summary.seen["kills"] > 40 and summary.seen["of them with consequences"] > 150, summary
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_run_outlives_losses_of_power(mode: Mode) -> None:
+    summary = run_states(80, mode=mode)
+    assert summary.seen["kills"] > 15 and summary.seen["of them with consequences"] > 60, summary
 
 
-def test_what_a_killed_process_left_is_made_safe_before_it_is_relied_on() -> None:
-    assert kill_states() > 40
+@pytest.mark.parametrize("blocking", [True, False])
+def test_what_is_not_made_durable_outlives_kills_all_the_same(blocking: bool) -> None:
+    summary = run_states(60, mode=Mode(blocking=blocking, durable=False))
+    assert summary.seen["kills"] > 60 and not summary.seen["losses of power"], summary
+
+
+def test_what_is_not_made_durable_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    kinds = {op.kind for op in told(tmp_path, mode=Mode(durable=False)).calls}
+    assert not kinds & {"sync", "sync_folder"} and "link" in kinds
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[-1]], ids=str)
+def test_what_a_killed_process_left_is_made_safe_before_it_is_relied_on(mode: Mode) -> None:
+    assert kill_states(mode) > 40
 
 
 @pytest.mark.parametrize(

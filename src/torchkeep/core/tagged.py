@@ -56,6 +56,8 @@ class _Encoder:
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Json:
         self._nodes += 1
+        if self._tensor_name is not None and isinstance(value, torch.Tensor):
+            return {"$": "tensor", "v": self._tensor_name(path, value)}
         plain = self._plain(value)
         if plain is not NotImplemented:
             return plain

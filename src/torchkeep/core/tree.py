@@ -101,6 +101,9 @@ def _brief(value: Any) -> str:
 
 _MODULE_DICTS = ("_parameters", "_buffers", "_modules")
 
+_PLAIN_DICTS = (dict, OrderedDict)
+_PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -225,6 +228,8 @@ def leaves(root: Any, limits: Limits | None = None) -> list[Leaf]:
     limits = limits or Limits()
     if as_tensor(root) is not None and not is_container(root):
         return [Leaf((), "", as_tensor(root), "")]
+    if _is_flat(root, limits):
+        return [Leaf((name,), name, tensor, "") for name, tensor in root.items()]
     holding = _holding_tensors(root, limits)
     found: list[tuple[tuple[str, ...], Any, str]] = []
     if as_tensor(root) is not None:
@@ -268,6 +273,17 @@ def leaves(root: Any, limits: Limits | None = None) -> list[Leaf]:
             stack.append((child, children(child)))
     names = name_paths([item[0] for item in found])
     return [Leaf(path, name, tensor, role) for (path, tensor, role), name in zip(found, names, strict=True)]
+
+
+def _is_flat(root: Any, limits: Limits) -> bool:
+    """Whether it is a dict of names and tensors and nothing else, the usual state dict, which needs no walk."""
+    return (
+        type(root) in _PLAIN_DICTS
+        and len(root) < limits.nodes
+        and {*map(type, root.values())} <= _PLAIN_TENSORS
+        and {*map(type, root)} <= {str}
+        and sum(map(len, root)) <= limits.name_chars
+    )
 
 
 def records(root: Any, limits: Limits) -> Iterator[Record]:

@@ -21,7 +21,7 @@ BLOCK = 4096  # offsets, lengths and addresses are multiples of this, which is e
 _CHUNK = 8 << 20
 _CHUNKS = 4
 _REFUSING = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-_NOTHING = np.empty(0, np.uint8)
+_SMALL = 1 << 16  # less is copied faster without letting go of the interpreter's lock
 
 _refused: set[int] = set()  # devices whose file systems took the flag and then refused to write
 _spare: list[_Ring] = []  # one is kept: to get its memory anew takes as long as to write some of it
@@ -46,7 +46,14 @@ class Direct:
 
     def write(self, piece: Buffer) -> None:
         """The next bytes; they are copied before this returns."""
-        data = np.frombuffer(piece, np.uint8) if len(piece) else _NOTHING
+        if len(piece) <= min(_SMALL, _CHUNK - self._filled):
+            start = self._buffer * _CHUNK + self._filled
+            self._ring.view[start : start + len(piece)] = piece
+            self._filled += len(piece)
+            if self._filled == _CHUNK:
+                self._flush()
+            return
+        data = np.frombuffer(piece, np.uint8)
         while len(data):
             part = data[: _CHUNK - self._filled]
             start = self._buffer * _CHUNK + self._filled
