@@ -93,14 +93,14 @@ class CudaMover:
 
     def order(self) -> None:
         """Have the devices' current streams go on after the copies; the caller does not wait."""
-        for device, event in self._events.items():
+        for device, event in list(self._events.items()):  # another thread may find them done
             self._cuda.current_stream(device).wait_event(event)
 
     def wait(self) -> None:
         """Wait for the copies, and for nothing else on the devices."""
-        for event in self._events.values():
+        for device, event in list(self._events.items()):
             event.synchronize()
-        self._events.clear()
+            self._events.pop(device)
 
 
 class OtherMover(HostMover):

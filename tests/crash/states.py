@@ -168,7 +168,6 @@ class Story:
                 assert state_bits(model, optimizer) == self.saved[run.last_resume.sequence].bits, "what was saved last"
                 self.train(run, model, optimizer, step)
 
-
     @contextlib.contextmanager
     def resumed(self, folder: Path, **options: Any) -> Iterator[tuple[tk.Run, nn.Module, Any, int]]:
         """A run that a new process takes up."""
@@ -221,7 +220,7 @@ def run_states(
     *,
     first: int = 0,
     missed: Callable[[Op], bool] = lambda op: False,
-    mode: Mode = Mode(),  # noqa: B008 - it is frozen
+    mode: Mode = Mode(),
 ) -> Summary:
     """Build states of a run after crashes, and let a new process go on from each.
 
@@ -257,7 +256,7 @@ def told(
     folder: Path,
     missed: Callable[[Op], bool] = lambda op: False,
     seed: int = 0,
-    mode: Mode = Mode(),  # noqa: B008 - it is frozen
+    mode: Mode = Mode(),
 ) -> Story:
     """The first story, in a new folder."""
     (folder / "first").mkdir()
@@ -316,7 +315,7 @@ def go_on(world: Path, disk: Disk, story: Story, promised: Promised, generator: 
         shutil.rmtree(world, ignore_errors=True)
 
 
-def kill_states(mode: Mode = Mode()) -> int:  # noqa: B008 - it is frozen
+def kill_states(mode: Mode = Mode()) -> int:
     """Kill a new run whenever it has given a name; another process saves, and then all that is not synced is lost.
 
     Args:

@@ -21,7 +21,7 @@ from .tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 
 BLOCK = 8 << 20
 SMALL = 1 << 20  # of this size and below, a tensor is one block
-_WINDOW = 16 << 20  # gathered from all over a storage: larger windows pass over it less often
+_WINDOW = 4 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
 _ELEMENTS = 1 << 20  # converted at a time
 _AHEAD = 32 << 20
 

@@ -242,6 +242,7 @@ class Saving(Keeping):
                 )
             return self._commit(staged, threads=1)
 
+        self._objects = objects
         self._under_way = SaveHandle(step, work, str(self.path))
         if self._probe is not None:  # a run that is watched does one thing at a time
             self._under_way.result()

@@ -324,8 +324,8 @@ class Run(Saving):
         if self._objects:
             try:
                 self._settle()
-            except SaveError as error:  # the last snapshot is saved all the same
-                warnings.warn(f"a save in the background had failed: {error.brief}", ResumeWarning, stacklevel=2)
+            except Exception as error:  # whatever it was, the last snapshot is saved all the same
+                warnings.warn(f"a save in the background had failed: {error}", ResumeWarning, stacklevel=2)
             try:
                 self._save(self._step, self._objects, None, None)
             except UnsavableError as error:  # a gradient that cannot be kept must not cost the snapshot
