@@ -22,7 +22,7 @@ from ..core.retention import Policy
 from ..core.snapshot import Snapshot
 from ..engines.files import AUTO, TEMPORARY, check_engine, sync_folder, write_file
 from ..engines.mapped import MappedSource
-from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, SaveError, UnsavableError
+from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, UnsavableError
 from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
