@@ -137,11 +137,11 @@ class Gate(HostMover):
         self.memories += 1
         return super().memory(nbytes)
 
-    def copy(self, pairs: list[staging.Pair], threads: int) -> None:
+    def copy(self, places: list[staging.Place], threads: int) -> None:
         if threads == 1:  # what was left for later
             self.asked.set()
             assert self.go.wait(30)
-        super().copy(pairs, threads)
+        super().copy(places, threads)
 
 
 def guarded(folder: Path) -> tuple[tk.Run, Gate, TinyNet, torch.optim.Optimizer]:

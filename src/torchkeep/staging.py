@@ -10,15 +10,17 @@ from typing import Any, Protocol
 
 import torch
 
+from .core.live import spec_of
 from .core.memory import in_place
+from .core.tensors import TensorSpec
 from .core.threads import THREADS, side_by_side
 
 _ALIGN = 64
 _UNIT = 4 << 20  # copied at once by one thread
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux, which the mmap module does not name
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-"""A stretch of host memory, and the tensor whose elements go there."""
+Place = tuple[torch.Tensor, int, torch.Tensor]
+"""Host memory, the byte in it where a copy begins, and the tensor that is copied."""
 
 
 class Mover(Protocol):
@@ -30,7 +32,7 @@ class Mover(Protocol):
 
     def memory(self, nbytes: int) -> torch.Tensor: ...
 
-    def copy(self, pairs: list[Pair], threads: int) -> None: ...
+    def copy(self, places: list[Place], threads: int) -> None: ...
 
     def order(self) -> None: ...
 
@@ -52,9 +54,9 @@ class HostMover:
             whole[:: mmap.PAGESIZE] = 0
         return whole
 
-    def copy(self, pairs: list[Pair], threads: int) -> None:
+    def copy(self, places: list[Place], threads: int) -> None:
         """Copy all of them, in pieces of like size."""
-        side_by_side(_move, _units(pairs), threads)
+        side_by_side(_move, _units(places), threads)
 
     def order(self) -> None:
         """The copies were made when `copy` returned."""
@@ -76,18 +78,18 @@ class CudaMover:
         """Pinned, so that the device writes into it by itself."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._cuda is torch.cuda)
 
-    def copy(self, pairs: list[Pair], threads: int) -> None:
+    def copy(self, places: list[Place], threads: int) -> None:
         """Let each device copy, after what it was told to do so far."""
-        by_device: dict[torch.device, list[Pair]] = {}
-        for pair in pairs:
-            by_device.setdefault(pair[1].device, []).append(pair)
+        by_device: dict[torch.device, list[Place]] = {}
+        for place in places:
+            by_device.setdefault(place[2].device, []).append(place)
         for device, members in by_device.items():
             stream = self._streams.setdefault(device, None) or self._cuda.Stream(device)
             self._streams[device] = stream
             stream.wait_stream(self._cuda.current_stream(device))
             with self._cuda.stream(stream):
-                for target, tensor in members:
-                    target.copy_(tensor, non_blocking=True)
+                for memory, offset, tensor in members:
+                    _copy_at(memory, offset, tensor).copy_(tensor.detach(), non_blocking=True)
                     tensor.record_stream(stream)  # its memory is not given to another before the copy is made
             self._events[device] = stream.record_event()
 
@@ -106,10 +108,10 @@ class CudaMover:
 class OtherMover(HostMover):
     """Tensors of other accelerators: copied one by one, each waited for."""
 
-    def copy(self, pairs: list[Pair], threads: int) -> None:
+    def copy(self, places: list[Place], threads: int) -> None:
         """Copy all of them."""
-        for target, tensor in pairs:
-            target.copy_(tensor)
+        for memory, offset, tensor in places:
+            _copy_at(memory, offset, tensor).copy_(tensor.detach())
 
 
 _MOVERS = {"cpu": HostMover, "cuda": CudaMover}
@@ -157,47 +159,48 @@ class Staging:
 
 
 class Copies:
-    """Copies of some tensors, under way.
-
-    Attributes:
-        values: the copies by name; their elements are there after `finish`.
-    """
+    """Copies of some tensors, under way."""
 
     def __init__(
         self, kinds: Sequence[tuple[Mover, torch.Tensor, Mapping[str, torch.Tensor], Mapping[str, int]]]
     ) -> None:
-        self._pairs: dict[str, Pair] = {}
-        self._movers = [(mover, list(members)) for mover, _, members, _ in kinds]
-        for _, memory, members, offsets in kinds:
-            for name, tensor in members.items():
-                raw = memory[offsets[name] : offsets[name] + tensor.nbytes]
-                self._pairs[name] = (raw.view(tensor.dtype).view(tensor.shape), tensor)
-        self.values = {name: copy for name, (copy, _) in self._pairs.items()}
+        self._movers = [mover for mover, _, _, _ in kinds]
+        self._left: list[dict[str, Place]] = [
+            {name: (memory, offsets[name], tensor) for name, tensor in members.items()}
+            for _, memory, members, offsets in kinds
+        ]
+        self._made: list[tuple[str, torch.Tensor, int, TensorSpec]] = []
 
     def start(self, later: Collection[str] = (), threads: int = THREADS) -> None:
         """Copy; what lies in host memory is left to `finish` if it is named `later`."""
-        for mover, names in self._movers:
+        for mover, left in zip(self._movers, self._left, strict=True):
             wait = later if isinstance(mover, HostMover) else ()
-            mover.copy([self._pairs.pop(name) for name in names if name not in wait], threads)
+            self._copy(mover, left, [name for name in left if name not in wait], threads)
 
     def order(self) -> None:
         """What the caller does to the tensors from now on comes after the copies that were started."""
-        for mover, _ in self._movers:
+        for mover in self._movers:
             mover.order()
 
-    def finish(self) -> None:
-        """Copy what is left, and wait until all is there. The tensors are let go of."""
-        for mover, names in self._movers:
-            left = [self._pairs.pop(name) for name in names if name in self._pairs]
-            if left:
-                mover.copy(left, 1)
+    def finish(self) -> dict[str, torch.Tensor]:
+        """Copy what is left, wait until all is there, and give the copies. The tensors are let go of."""
+        for mover, left in zip(self._movers, self._left, strict=True):
+            self._copy(mover, left, list(left), 1)
             mover.wait()
+        return {name: _view(memory, offset, spec) for name, memory, offset, spec in self._made}
+
+    def _copy(self, mover: Mover, left: dict[str, Place], names: list[str], threads: int) -> None:
+        if names:
+            mover.copy([left[name] for name in names], threads)
+        for name in names:
+            memory, offset, tensor = left.pop(name)
+            self._made.append((name, memory, offset, spec_of(tensor)))
 
 
 def _by_kind(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        found.setdefault(tensor.device.type, {})[name] = tensor.detach()
+        found.setdefault(tensor.device.type, {})[name] = tensor
     return found
 
 
@@ -210,15 +213,28 @@ def _places(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, int], int]:
     return offsets, end
 
 
-def _units(pairs: list[Pair]) -> Iterator[list[tuple[int, int, int] | Pair]]:
-    """Work for one thread at a time: stretches of memory (to, from, bytes), and tensors that are no such stretch."""
-    unit: list[tuple[int, int, int] | Pair] = []
+def _copy_at(memory: torch.Tensor, offset: int, tensor: torch.Tensor) -> torch.Tensor:
+    """The stretch of host memory where a copy of a tensor goes, as a tensor like it."""
+    return _view(memory, offset, spec_of(tensor))
+
+
+def _view(memory: torch.Tensor, offset: int, spec: TensorSpec) -> torch.Tensor:
+    return memory[offset : offset + spec.nbytes].view(spec.dtype).view(spec.shape)
+
+
+_Part = tuple[int, int, int]  # to where, from where, how many bytes
+
+
+def _units(places: list[Place]) -> Iterator[list[_Part] | Place]:
+    """Work for one thread at a time: stretches of memory of a few megabytes together, or one tensor that is none."""
+    unit: list[_Part] = []
     size = 0
-    for target, tensor in pairs:
+    for place in places:
+        memory, offset, tensor = place
         if not in_place(tensor):
-            yield [(target, tensor)]
+            yield place
             continue
-        to, start, nbytes = target.data_ptr(), tensor.data_ptr(), tensor.nbytes
+        to, start, nbytes = memory.data_ptr() + offset, tensor.data_ptr(), tensor.nbytes
         for at in range(0, nbytes, _UNIT):
             part = min(_UNIT, nbytes - at)
             unit.append((to + at, start + at, part))
@@ -230,9 +246,10 @@ def _units(pairs: list[Pair]) -> Iterator[list[tuple[int, int, int] | Pair]]:
         yield unit
 
 
-def _move(unit: list[tuple[int, int, int] | Pair]) -> None:
-    for part in unit:
-        if len(part) == 3:
-            ctypes.memmove(*part)
-        else:
-            part[0].copy_(part[1])
+def _move(unit: list[_Part] | Place) -> None:
+    if isinstance(unit, list):
+        for to, start, nbytes in unit:
+            ctypes.memmove(to, start, nbytes)
+    else:
+        memory, offset, tensor = unit
+        _copy_at(memory, offset, tensor).copy_(tensor.detach())

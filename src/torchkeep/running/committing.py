@@ -222,25 +222,24 @@ class Saving(Keeping):
             self._copies = copies
         else:
             copies.order()
-        staged = replace(
-            moment,
-            given=replace(
-                moment.given, values={**moment.given.values, **copies.values}, private=frozenset(copies.values)
-            ),
-        )
-        versions = {name: live[name]._version for name in later}
+        versions = [(name, tensor, tensor._version) for name, tensor in later.items()]
+        unread = {name: moment.given.values[name] for name in moment.given.digests}
+        rest = replace(moment, given=replace(moment.given, values=unread))  # nothing that was copied is kept alive
+        live.clear()
+        later.clear()
 
         def work(all_copied: Callable[[], None]) -> SaveReport:
-            copies.finish()
-            moved = [name for name, version in versions.items() if live[name]._version != version]
-            live.clear()
+            staged = copies.finish()
+            moved = [name for name, tensor, version in versions if tensor._version != version]
+            versions.clear()
             all_copied()
             if moved:
                 raise SaveError(
                     f"{moved[0]} and {len(moved) - 1} others changed while they were copied; nothing was committed",
                     hint="put `with run.guard():` around everything that changes weights",
                 )
-            return self._commit(staged, threads=1)
+            taken = replace(rest.given, values=unread | staged, private=frozenset(staged))
+            return self._commit(replace(rest, given=taken), threads=1)
 
         self._objects = objects
         self._under_way = SaveHandle(step, work, str(self.path))
