@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 
 .PHONY: demo test check bench prove docs clean
 
@@ -11,6 +12,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements-peers.txt -e .
+	touch $@
 
 demo: $(STAMP)   ## real ImageNet weights onto real digits: freeze, train, get killed, resume, compare
 	$(BIN)/torchkeep demo
@@ -24,8 +31,8 @@ check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## beside torch, safetensors and the pickle scanners; writes the tables of the docs
-	$(BIN)/python benchmarks/save_and_open.py --write docs/benchmarks.md
+bench: $(STAMP) $(PEERS)/.installed  ## beside other savers and the pickle scanners; writes the tables of the docs
+	$(PEERS)/bin/python -m benchmarks.disk --write docs/benchmarks-disk.md
 	$(BIN)/python benchmarks/opening.py --write docs/benchmarks-opening.md
 	$(BIN)/python benchmarks/peers.py --write docs/peers.md
 
@@ -36,4 +43,4 @@ docs: $(STAMP)   ## run every example in README and docs
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

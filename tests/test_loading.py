@@ -195,7 +195,7 @@ def test_a_copy_that_fails_half_way_says_how_far_it_came(monkeypatch: pytest.Mon
             raise OSError("the network is gone")
         return tensor.detach()
 
-    monkeypatch.setattr("torchkeep.loading._value", broken)
+    monkeypatch.setattr("torchkeep.applying.value_of", broken)
     state = a.state_dict(keep_vars=True)
     del state["tied.weight"]
     with pytest.raises(PartialLoadError, match="the network is gone") as caught:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .applying import apply_plan, value_of
 from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
@@ -21,7 +22,6 @@ from .core.live import (
     live_tensors,
     named_modules,
     named_parameters,
-    set_extra_state,
     spec_of,
     state_of,
     tied_names,
@@ -34,7 +34,7 @@ from .core.registry import make_part
 from .core.report import LoadReport
 from .core.table import shorten
 from .core.tensors import LazyTensor, TensorSpec
-from .errors import IncompatibleCheckpointError, LoadError, PartialLoadError
+from .errors import IncompatibleCheckpointError, LoadError
 from .freezing import held_modules, restore_freeze
 from .opening import open_checkpoint
 from .rules import DEFAULT_RULES, RULES
@@ -75,13 +75,15 @@ def load_into(
     rules: Iterable[str | Rule] | None = None,
     device: torch.device | str | None = None,
     freeze: bool | None = None,
+    assign: bool = False,
 ) -> LoadReport:
     """Copy weights into a model, and refuse to leave anything unloaded that was not named.
 
     >>> tk.load_into(model, "resnet50.pth", allow=["fc.*"])        # doctest: +SKIP
 
     The model is untouched until the plan has passed. Values are copied into the existing parameters and buffers, so
-    optimizers keep working; a dtype that differs is cast and reported, a shape that differs is never loaded.
+    optimizers keep working; a dtype that differs is cast and reported, a shape that differs is never loaded. Where a
+    local file has the bytes as the model needs them, several threads read them straight into the parameters.
 
     Args:
         model: any module; wrappers such as DataParallel are looked through.
@@ -92,10 +94,17 @@ def load_into(
         freeze: freeze the model as the one that torchkeep saved was, with its freeze spec in its phase; if None, only
             where the whole model was loaded under its own names and nothing of it is frozen yet. The report says what
             was done.
+        assign: instead of copying, make parameters and buffers on the CPU and the meta device views of the file, mapped
+            privately: at once and without memory of their own, and training never changes the file. It must not be
+            overwritten in place or shortened as long as the model lives; torchkeep never does that to a file, it
+            replaces it, but `torch.save` and `cp` do. Parameters stay the same objects, except those on the meta
+            device: an optimizer that was made before holds those of the meta device still. What is cast, lies
+            otherwise in the file or is not in a mapped file is copied as ever; the report says how much.
 
     Raises:
         IncompatibleCheckpointError: something would stay unloaded; `.report` has all of it. The model is untouched.
         AmbiguousMatchError: two prefixes fit equally well.
+        CorruptCheckpointError: the file was shortened since it was opened; the model is untouched.
         LoadError: there are no weights in `source`, or the model cannot be loaded into.
         PartialLoadError: copying failed half way; `.applied` names what was copied.
     """
@@ -119,9 +128,8 @@ def load_into(
             "freeze=True goes by names, and these were loaded under others",
             hint="leave freeze=True off, and tk.freeze(model, ...) by the names that the model has",
         )
-    _place(unwrapped(model), plan, device)
-    _copy(plan, weights, model)
-    notes = (*report.notes, *_left_on_meta(model), *_freeze(model, report, weights, freeze))
+    said = apply_plan(unwrapped(model), plan, weights.tensors, weights.extra, device=device, assign=assign)
+    notes = (*report.notes, *said, *_left_on_meta(model), *_freeze(model, report, weights, freeze))
     return replace(report, applied=True, notes=notes)
 
 
@@ -253,7 +261,7 @@ def _same(a: AnyTensor, b: AnyTensor) -> bool:
     """Bit for bit, so that a NaN equals itself."""
     if isinstance(a, LazyTensor) and isinstance(b, LazyTensor) and a.identity == b.identity:
         return True
-    return spec_of(a) == spec_of(b) and tensor_bytes(_value(a)) == tensor_bytes(_value(b))
+    return spec_of(a) == spec_of(b) and tensor_bytes(value_of(a)) == tensor_bytes(value_of(b))
 
 
 def _check_casts(report: LoadReport, weights: _Weights) -> None:
@@ -262,7 +270,7 @@ def _check_casts(report: LoadReport, weights: _Weights) -> None:
         to = move.spec.dtype
         if not move.cast_from or not to.is_floating_point:
             continue
-        value = _value(weights.tensors[move.source])
+        value = value_of(weights.tensors[move.source])
         if value.is_floating_point() and torch.finfo(to).max < torch.finfo(value.dtype).max:
             lost = value.isfinite() & ~value.to(to).isfinite()
             if bool(lost.any()):
@@ -271,50 +279,6 @@ def _check_casts(report: LoadReport, weights: _Weights) -> None:
                     report=report,
                     hint="load into a model of the source's dtype and convert it knowingly",
                 )
-
-
-def _value(tensor: AnyTensor) -> torch.Tensor:
-    return tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach()
-
-
-def _place(model: nn.Module, plan: LoadPlan, device: torch.device | str | None) -> None:
-    """Give what is on the meta device memory, but only where values for it follow; move the rest as asked."""
-    reached = {plan.tied.get(move.target, move.target) for move in plan.moves}
-    made: dict[str, torch.Tensor] = {}
-    for path, module in named_modules(model):
-        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for held in holders:
-            for key, tensor in held.items():
-                name = f"{path}.{key}" if path else key
-                canonical = plan.tied.get(name, name)
-                if tensor is None or tensor.device.type != "meta" or canonical not in reached:
-                    continue
-                if canonical not in made:
-                    empty = torch.empty_like(tensor, device=device or "cpu")
-                    parameter = isinstance(tensor, nn.Parameter)
-                    made[canonical] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
-                held[key] = made[canonical]
-    if device is not None:
-        model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
-
-
-def _copy(plan: LoadPlan, weights: _Weights, model: nn.Module) -> None:
-    live = live_tensors(unwrapped(model))
-    applied: list[str] = []
-    try:
-        with torch.no_grad():
-            for move in plan.moves:
-                if move.source in weights.extra:
-                    set_extra_state(model, move.target, weights.extra[move.source])
-                else:
-                    live[move.target].copy_(_value(weights.tensors[move.source]))
-                applied.append(move.target)
-    except Exception as error:
-        raise PartialLoadError(
-            f"loading stopped after {len(applied)} of {len(plan.moves)} tensors: {error}",
-            applied=tuple(applied),
-            hint="the model holds old and new values: make it anew before going on",
-        ) from error
 
 
 def _left_on_meta(model: nn.Module) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from .core.digests import digest_tensors
 from .core.limits import Limits
 from .core.source import Source
 from .core.tensors import LazyTensor, Storages
+from .engines import reader_for
+from .engines.filling import Job, Place, bytes_of, fill, storage_place
 from .engines.folder import FolderSource
-from .engines.mapped import MappedSource
 from .engines.ranges import RangeSource, is_url
 from .errors import CorruptCheckpointError, UnsafeCheckpointError, UnsupportedFeatureError
 from .formats import Format
@@ -25,6 +26,8 @@ from .formats._dispatch import recognise
 from .formats.safetensors import stored_tensors
 
 PathLike = str | os.PathLike[str]
+
+_WORTH = 1 << 18  # bytes from which on reading beside others is quicker than copying from the mapping
 
 MapLocation = torch.device | str | Mapping[str, str] | Callable[[Any, str], Any] | None
 """Where loaded tensors go; everything that `map_location` of torch.load takes."""
@@ -36,6 +39,7 @@ def open_checkpoint(
     limits: Limits | None = None,
     formats: Iterable[str | Format] | None = None,
     verify: bool = False,
+    engine: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: its names, shapes and findings now, its values when they are asked for.
 
@@ -50,13 +54,15 @@ def open_checkpoint(
         limits: how much the file may cost.
         formats: names or instances of the formats to try, in this order; all if None.
         verify: check the digests that torchkeep wrote into the file, which reads all of it.
+        engine: how a local file is read: `mapped` into memory, or `parallel`, by several large reads at a time into
+            memory of one's own. If None, mapped on the disks of this machine and parallel on network file systems.
 
     Raises:
         CheckpointNotFoundError, UnknownFormatError, UnsupportedFeatureError: nothing there that can be read.
         CorruptCheckpointError: it is damaged.
         UnsafeCheckpointError: it costs more than `limits`.
     """
-    source = as_source(path)
+    source = as_source(path, engine)
     limits = limits or Limits()
     ckpt = recognise(source, limits, formats).open(source, limits)
     if verify:
@@ -64,15 +70,19 @@ def open_checkpoint(
     return ckpt
 
 
-def as_source(path: PathLike | Source) -> Source:
+def as_source(path: PathLike | Source, engine: str | None = None) -> Source:
     """A local file or folder, or a remote file, as a Source; a Source as it is."""
-    if isinstance(path, str) and is_url(path):
+    remote = isinstance(path, str) and is_url(path)
+    if engine is not None and (remote or not isinstance(path, (str, os.PathLike))):
+        raise ValueError(f"engine={engine!r} is for local files: a remote file or a Source has its own way of reading")
+    if isinstance(path, str) and remote:
         return RangeSource(path)
     if not isinstance(path, (str, os.PathLike)):
         if not hasattr(path, "read") or not hasattr(path, "size"):
             raise TypeError(f"a checkpoint is opened by its path, or as a tk.Source, not from a {type(path).__name__}")
         return path
-    return FolderSource(path) if Path(path).is_dir() else MappedSource(path)
+    reader = reader_for(path, engine)
+    return FolderSource(path, reader) if Path(path).is_dir() else reader(path)
 
 
 def check_digests(ckpt: Checkpoint, source: Source, limits: Limits) -> None:
@@ -103,6 +113,7 @@ def load(
     mmap: bool = False,
     verify: bool = False,
     limits: Limits | None = None,
+    engine: str | None = None,
 ) -> Any:
     """Load the whole saved object: what `torch.load` gives, without running code from the file.
 
@@ -120,16 +131,21 @@ def load(
             only as long as nobody overwrites the file in place, as `torch.save` does.
         verify: check the digests that torchkeep wrote into the file first.
         limits: how much the file may cost.
+        engine: how a local file is read, as for `open`. On network file systems `mmap` works with `mapped` only.
 
     Raises:
         OpenError: the file cannot be read.
         UnsafeCheckpointError: with `strict`, it names code that could run.
         UnsupportedFeatureError: with `strict`, it holds an object of a class, at the place that is named.
     """
-    ckpt = open_checkpoint(path, limits=limits, verify=verify)
+    if mmap and engine not in {None, "mapped"}:
+        raise ValueError(f"mmap=True leaves tensors in a mapped file, and engine={engine!r} maps none: leave one out")
+    ckpt = open_checkpoint(path, limits=limits, verify=verify, engine=engine)
     if strict:
         _check_plain(ckpt)
     places = _Places(device, mapped=mmap)
+    if not mmap:
+        places.read(ckpt.tensors.values())
     loaded: dict[tuple[object, ...], torch.Tensor] = {}
 
     def tensor(lazy: LazyTensor) -> torch.Tensor:
@@ -151,6 +167,20 @@ def devices() -> tuple[str, ...]:
     return tuple(found)
 
 
+class _Ready(Storages):
+    """Storages on the CPU of which some were read beforehand."""
+
+    def __init__(self, ready: Mapping[Place, torch.UntypedStorage]) -> None:
+        super().__init__("cpu", mapped=False)
+        self._ready = ready
+
+    def get(self, tensor: LazyTensor) -> torch.UntypedStorage:
+        """The storage that was read, else one that is read now."""
+        place = storage_place(tensor)
+        found = self._ready.get(place) if place else None
+        return super().get(tensor) if found is None else found
+
+
 class _Places:
     """Puts tensors where the caller wants them, sharing storages that were shared."""
 
@@ -159,6 +189,18 @@ class _Places:
         self._mapped = mapped
         self._storages: dict[str, Storages] = {}
         self._moved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def read(self, tensors: Iterable[LazyTensor]) -> None:
+        """Read what will be wanted on the CPU by several threads at once, where that is quicker than one by one."""
+        moved = callable(self._wanted) and not isinstance(self._wanted, torch.device)
+        wanted = [storage_place(lazy) for lazy in tensors if moved or self._target(lazy.device) == "cpu"]
+        flat = {
+            place: torch.empty(place.nbytes, dtype=torch.uint8, device="cpu")
+            for place in wanted
+            if place is not None and (place.nbytes >= _WORTH or place.source.engine != "mapped")
+        }
+        fill([Job(place.source, place.offset, bytes_of(memory)) for place, memory in flat.items()])
+        self._storages["cpu"] = _Ready({place: memory.untyped_storage() for place, memory in flat.items()})
 
     def load(self, lazy: LazyTensor) -> torch.Tensor:
         """One tensor, where it belongs."""

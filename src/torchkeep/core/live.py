@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -151,13 +152,23 @@ def identity(tensor: AnyTensor) -> tuple[object, ...]:
 
 def tied_names(tensors: Mapping[str, AnyTensor]) -> dict[str, str]:
     """Name -> the first name of the same tensor, for every name but the first."""
+    starts = {name: _start(tensor) for name, tensor in tensors.items()}
+    often = Counter(starts.values())
     first: dict[tuple[object, ...], str] = {}
     tied: dict[str, str] = {}
     for name, tensor in tensors.items():
+        if (start := starts[name]) is not None and often[start] == 1:
+            continue  # nothing else begins there, which is much cheaper to see than the identity
         canonical = first.setdefault(identity(tensor), name)
         if canonical != name:
             tied[name] = canonical
     return tied
+
+
+def _start(tensor: AnyTensor) -> int | None:
+    """The address of the first element, where a tensor has one."""
+    plain = type(tensor) is nn.Parameter or type(tensor) is torch.Tensor
+    return tensor.data_ptr() if plain and tensor.layout is torch.strided and not tensor.is_meta else None
 
 
 def shared_storages(tensors: Mapping[str, AnyTensor]) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core.source import Buffer, Source, check_range
 from ..errors import CheckpointNotFoundError, OpenError
-from .mapped import MappedSource, plain_name
+from .local import plain_name
 
 
 class FolderSource:
@@ -17,8 +18,8 @@ class FolderSource:
         entries: names of the files in it, hidden ones too.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """List a folder.
+    def __init__(self, path: str | os.PathLike[str], reader: Callable[[Path], Source]) -> None:
+        """List a folder, and keep what reads its files.
 
         Raises:
             CheckpointNotFoundError: there is no such folder.
@@ -26,6 +27,7 @@ class FolderSource:
         """
         self.name = os.fspath(path)
         self.size = 0
+        self._reader = reader
         try:
             self.entries = frozenset(entry.name for entry in os.scandir(path) if entry.is_file())
         except FileNotFoundError as error:
@@ -40,4 +42,4 @@ class FolderSource:
 
     def sibling(self, name: str) -> Source:
         """A file of the folder; only a plain file name is accepted."""
-        return MappedSource(Path(self.name) / plain_name(name, self.name))
+        return self._reader(Path(self.name) / plain_name(name, self.name))

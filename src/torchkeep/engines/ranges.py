@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ..core.source import Buffer, Source, check_range
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, MissingDependencyError, OpenError
-from .mapped import plain_name
+from .local import plain_name
 
 SCHEMES = frozenset({"http", "https", "s3", "gs", "gcs", "az", "azure", "abfs", "abfss"})
 _BLOCK = 1 << 16

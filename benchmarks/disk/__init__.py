@@ -1,0 +1,1 @@
+"""Saving and loading on one disk, beside the peers and the limits of the machine."""

@@ -1,0 +1,246 @@
+"""Carrying out a plan for loading: values into the parameters of a model, or parameters that are views of a file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .core.live import AnyTensor, live_tensors, named_modules, set_extra_state
+from .core.plan import LoadPlan
+from .core.table import human_bytes, shorten
+from .core.tensors import LazyTensor
+from .engines.filling import Job, Place, bytes_of, fill, place_of, same_order
+from .engines.local import LocalFile
+from .engines.mapped import MappedSource
+from .engines.staging import CudaLane, Lane, Sending, send_all
+from .errors import PartialLoadError
+
+Tensors = Mapping[str, AnyTensor]
+
+_LANES: dict[str, Callable[[torch.device], Lane]] = {"cuda": CudaLane}
+
+
+def value_of(tensor: AnyTensor) -> torch.Tensor:
+    """The values of a tensor, wherever it is."""
+    return tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach()
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: LoadPlan,
+    tensors: Tensors,
+    extra: Mapping[str, Any],
+    *,
+    device: torch.device | str | None = None,
+    assign: bool = False,
+) -> tuple[str, ...]:
+    """Do what a plan says, and return what to say of it.
+
+    Args:
+        model: without wrappers.
+        plan: checked.
+        tensors, extra: of the source, by name.
+        device: where the model goes first.
+        assign: make parameters of the file instead of copying, where that can be.
+
+    Raises:
+        CorruptCheckpointError: a file does not reach as far as it did when it was opened; the model is untouched.
+        PartialLoadError: copying failed half way; `.applied` names what was copied.
+    """
+    places = _places(plan, tensors)
+    if device is not None:
+        model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
+    views = _views(model, plan, tensors, places, device) if assign else {}
+    _place(model, plan, device, views)
+    _copy(model, plan, tensors, extra, places, set(views))
+    return _about_views(plan, places, views) if assign else ()
+
+
+def _is_plain(tensor: AnyTensor) -> bool:
+    """Whether the memory of a tensor is its values and nothing else, and may be written to by hand."""
+    return (
+        (type(tensor) is nn.Parameter or type(tensor) is torch.Tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_inference() or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _places(plan: LoadPlan, tensors: Tensors) -> dict[str, Place]:
+    """By target, where the bytes lie that can be used as they are. The files are checked to have them still."""
+    places: dict[str, Place] = {}
+    ends: dict[LocalFile, int] = {}
+    for move in plan.moves:
+        lazy = tensors.get(move.source)
+        if isinstance(lazy, LazyTensor) and not move.cast_from and (place := place_of(lazy)) is not None:
+            places[move.target] = place
+            ends[place.source] = max(ends.get(place.source, 0), place.offset + place.nbytes)
+    for source, end in ends.items():
+        source.check_still(end)
+    return places
+
+
+def _views(
+    model: nn.Module, plan: LoadPlan, tensors: Tensors, places: Mapping[str, Place], device: torch.device | str | None
+) -> dict[str, torch.Tensor]:
+    """By first name, tensors that are views of a private mapping of their file, for all that may become one."""
+    live = live_tensors(model)
+    neighbours: dict[int, set[str]] = defaultdict(set)
+    for name, tensor in live.items():
+        if _is_plain(tensor) and tensor.device.type == "cpu":
+            neighbours[tensor.untyped_storage().data_ptr()].add(plan.tied.get(name, name))
+    onto_cpu = device is None or torch.device(device).type == "cpu"
+    chosen: dict[str, tuple[Place, LazyTensor]] = {}
+    for move in plan.moves:
+        name, place = plan.tied.get(move.target, move.target), places.get(move.target)
+        if place is None or name in chosen or not isinstance(place.source, MappedSource):
+            continue
+        tensor, lazy = live[move.target], tensors[move.source]
+        assert isinstance(lazy, LazyTensor)
+        if not _is_plain(tensor) or not same_order(lazy, tensor) or place.offset % tensor.dtype.itemsize:
+            continue
+        alone = tensor.device.type == "cpu" and len(neighbours[tensor.untyped_storage().data_ptr()]) == 1
+        if (alone and not tensor.is_shared()) or (tensor.is_meta and onto_cpu):
+            chosen[name] = (place, lazy)
+    return _mapped(chosen)
+
+
+def _mapped(chosen: Mapping[str, tuple[Place, LazyTensor]]) -> dict[str, torch.Tensor]:
+    """Views of mappings that nothing else has, each of bytes that no other view has."""
+    again: dict[LocalFile, MappedSource] = {}
+    views: dict[str, torch.Tensor] = {}
+    end: dict[LocalFile, int] = {}
+    for name, (place, lazy) in sorted(chosen.items(), key=lambda item: item[1][0].offset):
+        source = place.source
+        if place.offset < end.get(source, 0):
+            continue  # one tensor in the file, several in the model: what is written to one is not meant for the other
+        end[source] = place.offset + place.nbytes
+        if source not in again:
+            assert isinstance(source, MappedSource)
+            again[source] = source.mapped_again()
+        flat = torch.frombuffer(again[source].read(place.offset, place.nbytes), dtype=torch.uint8)
+        empty = torch.empty(0, dtype=lazy.dtype, device="cpu")
+        views[name] = empty.set_(flat.untyped_storage(), 0, lazy.spec.shape, lazy.stride)
+    return views
+
+
+def _place(
+    model: nn.Module, plan: LoadPlan, device: torch.device | str | None, views: Mapping[str, torch.Tensor]
+) -> None:
+    """Give what is on the meta device memory, but only where values for it follow; put in what is a view of a file.
+
+    Tensors that have memory stay the objects they are, so that optimizers and ties hold on to them.
+    """
+    reached = {plan.tied.get(move.target, move.target) for move in plan.moves}
+    made: dict[str, torch.Tensor] = {}
+    for path, module in named_modules(model):
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            name = f"{path}.{key}" if path else key
+            name = plan.tied.get(name, name)
+            if tensor is None or name not in reached:
+                continue
+            if not tensor.is_meta:
+                if name in views:
+                    tensor.data = views[name]
+                    torch.autograd.graph.increment_version(tensor)
+                continue
+            if name not in made:
+                value = views[name] if name in views else torch.empty_like(tensor, device=device or "cpu")
+                parameter = isinstance(tensor, nn.Parameter)
+                made[name] = nn.Parameter(value, tensor.requires_grad) if parameter else value
+            setattr(module, key, made[name])  # not into its dict: recurrent layers keep a list beside
+
+
+def _about_views(plan: LoadPlan, places: Mapping[str, Place], views: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    targets = {plan.tied.get(move.target, move.target) for move in plan.moves}
+    copied = [name for name in targets if name not in views and plan.target[name].nbytes]
+    said = []
+    if views:
+        files = shorten(sorted({places[move.target].source.name for move in plan.moves if move.target in places}))
+        size = human_bytes(sum(view.nbytes for view in views.values()))
+        said.append(f"{len(views)} tensors ({size}) are views of {files}, which must not be overwritten in place")
+    if copied:
+        said.append(f"{len(copied)} tensors could not become views of the file and were copied: {shorten(copied)}")
+    return tuple(said)
+
+
+def _copy(
+    model: nn.Module,
+    plan: LoadPlan,
+    tensors: Tensors,
+    extra: Mapping[str, Any],
+    places: Mapping[str, Place],
+    done: set[str],
+) -> None:
+    """Copy what is not done: by several threads from files where bytes can be used as they are, else one by one."""
+    live = live_tensors(model)
+    first = {move.target: plan.tied.get(move.target, move.target) for move in plan.moves}
+    try:
+        _read(_straight(plan, live, tensors, places, done), done)
+        with torch.no_grad():
+            for move in plan.moves:
+                if move.source in extra:
+                    set_extra_state(model, move.target, extra[move.source])
+                elif first[move.target] not in done:  # of tied tensors the first, which was seen to equal the others
+                    live[move.target].copy_(value_of(tensors[move.source]))
+                done.add(first[move.target])
+    except Exception as error:
+        applied = tuple(move.target for move in plan.moves if first[move.target] in done)
+        raise PartialLoadError(
+            f"loading stopped after {len(applied)} of {len(plan.moves)} tensors: {error}",
+            applied=applied,
+            hint="the model holds old and new values: make it anew before going on",
+        ) from error
+
+
+def _straight(
+    plan: LoadPlan, live: Tensors, tensors: Tensors, places: Mapping[str, Place], done: Iterable[str]
+) -> dict[str, tuple[torch.Tensor, Place]]:
+    """By first name, the tensors of the model whose memory can be read into: the same bytes, and theirs alone."""
+    found: dict[str, tuple[torch.Tensor, Place]] = {}
+    skipped = set(done)
+    for move in plan.moves:
+        name, target, lazy = plan.tied.get(move.target, move.target), live.get(move.target), tensors.get(move.source)
+        if move.target not in places or name in found or name in skipped:
+            continue
+        assert isinstance(target, torch.Tensor) and isinstance(lazy, LazyTensor)
+        kind = target.device.type
+        if (kind == "cpu" or kind in _LANES) and _is_plain(target) and same_order(lazy, target):
+            found[name] = (target, places[move.target])
+    last, end = "", 0  # memory that two of them share gets its values in the order of the plan
+    for start, name in sorted((target.data_ptr(), name) for name, (target, _) in found.items()):
+        stop = start + found[name][1].nbytes
+        if start < end:
+            found.pop(name)
+            found.pop(last, None)
+        if stop > end:
+            last, end = name, stop
+    return found
+
+
+def _read(found: Mapping[str, tuple[torch.Tensor, Place]], done: set[str]) -> None:
+    """Read bytes into the memory of tensors; adds the names of those that have all of theirs to `done`."""
+    groups: dict[torch.device, list[str]] = defaultdict(list)
+    for name, (target, _) in found.items():
+        groups[target.device].append(name)
+    for device, names in groups.items():
+        finished = bytearray(len(names))
+        pairs = [found[name] for name in names]
+        try:
+            if device.type in _LANES:
+                sends = [Sending(source, offset, _flat(target)) for target, (source, offset, _) in pairs]
+                send_all(sends, _LANES[device.type](device), finished)
+            else:
+                fill([Job(source, offset, bytes_of(target)) for target, (source, offset, _) in pairs], finished)
+        finally:
+            done.update(name for name, whole in zip(names, finished, strict=True) if whole)
+            torch.autograd.graph.increment_version([target for target, _ in pairs])  # as copy_ does
+
+
+def _flat(target: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor as bytes in a row."""
+    flat = torch.empty(0, dtype=torch.uint8, device=target.device)
+    return flat.set_(target.untyped_storage(), target.storage_offset() * target.dtype.itemsize, (target.nbytes,), (1,))
