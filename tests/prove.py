@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 import torchkeep as tk
-from crash.states import run_states
+from crash.states import MODES, run_states
 from fuzz import campaign
 from fuzz.targets import names
 from models import OPTIMIZERS, TinyNet, train_epoch
@@ -45,6 +45,9 @@ SECTIONS = {
 }  # fmt: skip
 
 
+WAYS = "by both engines, waiting for saves and not"
+
+
 def resume(folder: Path, count: int, seed: int) -> str:
     """Random networks, frozen sets, phases, optimizers, schedulers, accumulations, orders and kill points: resumed equals uninterrupted."""
     workers = max(1, count // 20)
@@ -55,14 +58,19 @@ def resume(folder: Path, count: int, seed: int) -> str:
 
 def power(folder: Path, count: int, seed: int) -> str:
     """Power is lost while a run is written, pruned and collected; unsynced writes and names are lost, torn or kept in any order."""
-    return f"{run_states(count, seed)}"
+    found = [run_states(count // len(MODES), seed, mode=mode) for mode in MODES]
+    seen = sum((one.seen for one in found), Counter[str]())
+    listed = ", ".join(f"{number} {what}" for what, number in sorted(seen.items()))
+    return f"{sum(one.count for one in found)} states {WAYS}: {listed}; each resumed what was saved last, whole"
 
 
 def kills(folder: Path, count: int, seed: int) -> str:
     """A loop that saves constantly is killed (SIGKILL) at random moments; it resumes from the newest committed snapshot."""
-    kill_at_random(folder / "run", count, seed)
-    snapshots = len(tk.Run(folder / "run").snapshots)
-    return f"{count} kills, {snapshots} committed snapshots, each resume gave the newest one whole"
+    snapshots = 0
+    for number, mode in enumerate(MODES):
+        kill_at_random(folder / f"run{number}", count // len(MODES), seed + number, mode)
+        snapshots += len(tk.Run(folder / f"run{number}").snapshots)
+    return f"{count} kills {WAYS}, {snapshots} committed snapshots, each resume gave the newest one whole"
 
 
 def prune(folder: Path, count: int, seed: int) -> str:
@@ -75,10 +83,13 @@ def bit_flips(folder: Path, count: int, seed: int) -> str:
     """A random bit of a run, or of a single file, is flipped: verify finds it, resume and open(verify=True) never load it."""
     model = TinyNet()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    with tk.Run(folder / "run") as run:
-        for epoch in range(3):
+    for epoch, mode in enumerate(MODES):
+        with mode.run(folder / "run") as run:
             run.log(epoch=epoch, val_loss=train_epoch(model, optimizer))
-            run.save(epoch, model=model, optimizer=optimizer)
+            if mode.blocking:
+                run.save(epoch, model=model, optimizer=optimizer)
+            else:
+                run.save(epoch, model=model, optimizer=optimizer, blocking=False).result()
     flips(folder / "run", count, seed)
     tk.save(model, folder / "model.safetensors")
     flips_of_a_file(folder / "model.safetensors", count, seed)

@@ -18,17 +18,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("train.py")
 POINTS = 6
 
 
-def test_an_ordinary_script_survives_ckpt_chaos(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["--engine=direct", "--beside"]], ids=["as it comes", "direct and beside"])
+def test_an_ordinary_script_survives_ckpt_chaos(tmp_path: Path, how: list[str]) -> None:
     command = [sys.executable, "-m", "ckpt_chaos", "run", "--work", tmp_path / "work", "--jobs", 2]
     command += ["--modes", "before,torn,unsynced", "--max-points", POINTS, "--timeout", 120]
     command += ["--fail-on", "HARD_FAIL,SILENT_DIVERGENCE,LOST_WORK,CONTROL_FAIL"]
     command += ["--step-regex", r"resumed: (\d+) epochs", "--result-file", "{out}/weights.safetensors"]
     command += ["--checkpoint-glob", "{out}/run/snapshots/*.json", "--ckpt-ignore-size"]
-    command += ["--", sys.executable, SCRIPT, "--out", "{out}", "--epochs", 2]
+    command += ["--", sys.executable, SCRIPT, "--out", "{out}", "--epochs", 2, *how]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said

@@ -16,6 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--beside", action="store_true", help="save beside training")
+    parser.add_argument("--careless", action="store_true", help="do not wait for the disk")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -25,7 +28,7 @@ def main() -> None:
     data = torch.Generator().manual_seed(1)
     batches = [(torch.randn(16, 4, generator=data), torch.randint(3, (16,), generator=data)) for _ in range(4)]
 
-    with tk.Run(options.out / "run") as run:
+    with tk.Run(options.out / "run", engine=options.engine, durable=not options.careless) as run:
         start = run.resume(model=model, optimizer=optimizer)
         print(f"resumed: {start} epochs were done")
         for epoch in range(start, options.epochs):
@@ -34,9 +37,13 @@ def main() -> None:
                 loss = nn.functional.cross_entropy(model(rows), labels)
                 optimizer.zero_grad()
                 loss.backward()
-                optimizer.step()
+                with run.guard():
+                    optimizer.step()
             run.log(epoch=epoch, val_loss=loss)
-            run.save(epoch)
+            if options.beside:
+                run.save(epoch, blocking=False)
+            else:
+                run.save(epoch)
     tk.save(model, options.out / "weights.safetensors")
 
 
