@@ -13,11 +13,9 @@ import msgspec
 from blake3 import blake3
 from torch import nn
 
-from .core import facts as file_facts
 from .core import tagged
 from .core import tree as trees
 from .core.composite import Chunked, Composite
-from .core.digests import digest_bytes
 from .core.facts import NO_DIGEST, FileFacts, Parts
 from .core.limits import Limits
 from .core.live import (
@@ -38,7 +36,7 @@ from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .engines.files import AUTO, Head, check_engine, write_file
 from .errors import SaveError, UnsavableError
-from .formats.layout import Layout, lay_out, without_code
+from .formats.layout import Layout, lay_out_file, with_digests, without_code
 from .inspecting import inspect
 
 Progress = Callable[[int, int], None]
@@ -297,15 +295,14 @@ def device_of(tensor: AnyTensor) -> str:
 
 
 def _plan(contents: Contents, specs: Mapping[str, TensorSpec], facts: FileFacts) -> Layout:
-    text = msgspec.json.encode(facts).decode()
-    return lay_out(specs, {"format": "pt", **contents.metadata, file_facts.KEY: text})
+    return lay_out_file(specs, facts, {"format": "pt", **contents.metadata})
 
 
-def _with_digests(contents: Contents, specs: Mapping[str, TensorSpec], digests: Mapping[str, str]) -> bytes:
-    facts = msgspec.structs.replace(contents.facts, digests={name: digests[name] for name in contents.facts.digests})
-    header = _plan(contents, specs, facts).header
-    own = f'\\"header\\":\\"{digest_bytes(header[8:])}'.encode()
-    return header.replace(f'\\"header\\":\\"{NO_DIGEST}'.encode(), own, 1)
+def _with_digests(
+    contents: Contents, specs: Mapping[str, TensorSpec], digests: Mapping[str, str], plan: Layout | None = None
+) -> bytes:
+    plan = plan or _plan(contents, specs, contents.facts)
+    return with_digests(plan.header, [digests[name] for name in specs])
 
 
 def _pieces(plan: Layout, contents: Contents, digests: dict[str, str]) -> Iterator[Buffer]:
