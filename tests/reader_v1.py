@@ -1,4 +1,4 @@
-"""A reader of runs, written after docs/format-v1.md, with safetensors and JSON alone: nothing of torchkeep is in it."""
+"""A reader of runs and files, written after docs/format-v1.md, with safetensors and JSON: nothing of torchkeep is in it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ def plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {key: plain(child, tensors) for key, child in value.items()}
     if tag == "tensor":
         return tensors[value["v"]].clone()
+    if tag == "tensors":
+        runs, names = value["v"], list(tensors)
+        chosen = [name for at in range(0, len(runs), 2) for name in names[runs[at] : runs[at] + runs[at + 1]]]
+        return {name.removeprefix(value["prefix"]): tensors[name].clone() for name in chosen}
     if tag == "float":
         return float(value["v"])
     if tag == "int":
@@ -74,3 +78,19 @@ def snapshot(folder: str) -> tuple[Any, dict[str, torch.Tensor], Any]:
         except (AssertionError, OSError, ValueError):
             continue
     raise SystemExit("no snapshot is intact")
+
+
+def saved(path: str) -> tuple[Any, dict[str, torch.Tensor], Any]:
+    """A file of an object without ties, wholes and tensors on meta: (facts, tensors by name, the object)."""
+    data = Path(path).read_bytes()
+    raw = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    header = json.loads(raw)
+    facts = json.loads(header.pop("__metadata__")["torchkeep"])
+    assert facts["version"] == 2
+    assert facts["header"] == blake3(raw.replace(facts["header"].encode(), b"0" * 64)).hexdigest(), "damaged"
+    loaded = load_file(path)
+    tensors = {name: loaded[name] for name in header}
+    for at, name in enumerate(header):
+        digest = blake3(tensors[name].reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        assert digest == facts["hashes"][64 * at : 64 * at + 64], "damaged"
+    return facts, tensors, plain(facts["tree"], tensors)

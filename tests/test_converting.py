@@ -246,9 +246,9 @@ def test_shards_and_their_index_are_one_checkpoint(tmp_path: Path) -> None:
 
 def test_a_failure_between_shards_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({f"w{i}": torch.ones(1000) for i in range(10)}, tmp_path / "old.pth")
-    from torchkeep import converting
+    from torchkeep import writing
 
-    real, calls = converting.save_contents, []
+    real, calls = writing._one, []
 
     def failing(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -256,7 +256,7 @@ def test_a_failure_between_shards_leaves_nothing(tmp_path: Path, monkeypatch: py
             raise SaveError("the disk is gone")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(converting, "save_contents", failing)
+    monkeypatch.setattr(writing, "_one", failing)
     with pytest.raises(SaveError, match="disk is gone"):
         tk.convert(tmp_path / "old.pth", tmp_path / "m.safetensors", max_shard_size=8000)
     assert [path.name for path in tmp_path.iterdir()] == ["old.pth"]

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import torchkeep as tk
 from models import TinyNet
 from torchkeep.cli.app import app
+from torchkeep.core.tensors import DTYPES
 from torchkeep.engines.mapped import MappedSource
 from torchkeep.errors import (
     CorruptCheckpointError,
@@ -98,6 +99,27 @@ def test_a_legacy_file_is_opened_by_its_pickles_and_a_tensor_by_its_bytes(tmp_pa
     assert ckpt.format == "torch_legacy" and sum(nbytes for _, nbytes in source.take()) < 500_000 < source.size // 50
     assert (ckpt["layer7.weight"].load() == 7).all()
     assert source.take() == [(ckpt["layer7.weight"].storage.offset, 4_000_000)]
+
+
+def test_a_tensor_without_gaps_is_loaded_as_one_of_its_own(tmp_path: Path) -> None:
+    """Not as a view of something larger: its storage is its bytes, so saving it elsewhere saves no more than it."""
+    path = tmp_path / "x.safetensors"
+    shapes = {"matrix": (2, 3), "row": (1, 5), "scalar": (), "cube": (2, 1, 4), "empty": (0, 3)}
+    state = {
+        f"{name}.{dtype}": torch.ones(shape, dtype=row.torch) for name, shape in shapes.items() for dtype, row in ROWS
+    }
+    tk.save(state, path)
+    for name, tensor in tk.open(path).items():
+        loaded, wanted = tensor.load(), state[name]
+        assert (loaded.shape, loaded.stride(), loaded.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
+        assert loaded._base is None and loaded.is_leaf and loaded.storage_offset() == 0
+        assert loaded.untyped_storage().nbytes() == wanted.nbytes and bits(loaded) == bits(wanted), name
+    before, tensor = path.read_bytes(), tk.open(path)["matrix.float32"]
+    tensor.load().mul_(5).requires_grad_()
+    assert (tensor.load() == 5).all() and path.read_bytes() == before, "a private view"
+
+
+ROWS = [(name, row) for name, row in DTYPES.items() if not name.startswith(("float4", "float8_e8m0"))]
 
 
 def test_slices_read_the_span_between_first_and_last_element(tmp_path: Path) -> None:

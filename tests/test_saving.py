@@ -392,3 +392,31 @@ def test_converting_keeps_kinds_and_says_what_it_cannot_keep(tmp_path: Path, che
     tk.save(TinyNet(), target)
     tk.convert(target, tmp_path / "y.safetensors")
     assert tk.open(tmp_path / "y.safetensors").modules == tk.open(target).modules
+
+
+def test_a_model_in_shards_is_what_transformers_reads(tmp_path: Path) -> None:
+    """The layout of Hugging Face: numbered files, and an index that says where each tensor is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(6)))
+    model[5].weight = model[0].weight
+    tk.freeze(model, "1")
+    report = tk.save(model, tmp_path / "model.safetensors", max_shard_size="100KB", engine="direct")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert shards == [f"model-{at:05}-of-00003.safetensors" for at in (1, 2, 3)]
+    assert report.path.endswith("model.safetensors.index.json") and report.engine == "direct"
+    assert index["metadata"]["total_size"] == report.bytes_total == 5 * 40_000 + 6 * 400
+    stored = {name: tensor for shard in shards for name, tensor in load_file(tmp_path / shard).items()}
+    assert stored.keys() == index["weight_map"].keys()
+    assert all(torch.equal(stored[name], model.state_dict()[name]) for name in stored)
+    other = nn.Sequential(*(nn.Linear(100, 100) for _ in range(6)))
+    other[5].weight = other[0].weight
+    loaded = tk.load_into(other, tmp_path / "model.safetensors.index.json")
+    assert loaded.coverage == 1 and all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+    assert not other[1].weight.requires_grad, "frozen as it was"
+    with pytest.raises(SaveError, match="exists already"):
+        tk.save(model, tmp_path / "model.safetensors", max_shard_size="100KB")
+    whole = tk.save(model, tmp_path / "whole.safetensors", max_shard_size="1GB")
+    assert whole.path.endswith("whole.safetensors")
+    with pytest.raises(SaveError, match="is no size"):
+        tk.save(model, tmp_path / "more.safetensors", max_shard_size="much")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,24 @@ import msgspec
 import numpy as np
 import torch
 
+from .contents import Contents, lost, of_opened, of_tensors
 from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.composite import Chunked, Composite, Compressed, Coo
 from .core.facts import FileFacts
-from .core.live import spec_of
 from .core.pieces import Cast
 from .core.report import ConvertReport, SaveReport
 from .core.tensors import LazyTensor, StorageRef, TensorSpec, dtype_name
 from .core.tree import ABSENT, Global, Record
-from .core.units import parse_bytes
 from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
 from .formats._pickle_writer import Unhashable
 from .formats.torch_zip_writer import lay_out
 from .opening import PathLike, open_checkpoint
-from .saving import Contents, Progress, counted, lost, of_opened, of_tensors, save_contents
+from .sharding import shard_size
+from .writing import Progress, counted, write_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 _CAST = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -87,7 +86,7 @@ def convert(
         raise SaveError(f"{path} has another ending than {endings}", hint="the ending says what is written")
     if max_shard_size is not None and path.suffix != ".safetensors":
         raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
-    most = None if max_shard_size is None else _nbytes(max_shard_size)
+    most = None if max_shard_size is None else shard_size(max_shard_size)
     ckpt = open_checkpoint(source)
     _check_apart(path, source, ckpt)
     if model_only:
@@ -99,11 +98,7 @@ def convert(
         ckpt = casting.checkpoint(ckpt)
     if path.suffix == ".safetensors":
         contents, notes = _contents(ckpt, model_only)
-        parts = [contents] if most is None else [*_split(contents, most)]
-        if len(parts) == 1:
-            saved = save_contents(contents, path, progress=progress)
-        else:
-            saved = _shards(contents, parts, path, progress)
+        saved = write_contents(contents, path, most=most, progress=progress)
     else:
         saved, notes = _torch_zip(ckpt, path, model_only, progress)
     notes += casting.notes() if casting is not None else ()
@@ -208,121 +203,6 @@ class _Casting:
         notes = [f"{len(self._casts):,} storages of floating-point numbers are cast to {name}"] if self._casts else []
         notes += [f"{count:,} numbers became infinite as {name}"] if count else []
         return (*notes, *(f"tensors of {dtype_name(left)} are not cast" for left in self._left))
-
-
-# Shards
-
-
-def _nbytes(size: int | str) -> int:
-    try:
-        return parse_bytes(size)
-    except ValueError as error:
-        raise SaveError(str(error), hint="it bounds the size of one file") from error
-
-
-def _shards(contents: Contents, parts: list[Contents], path: Path, progress: Progress | None) -> SaveReport:
-    """Write the shards, then the index that names them; a failure takes away what was written."""
-    started = time.perf_counter()
-    total = sum(spec_of(tensor).nbytes for tensor in contents.tensors.values())
-    names = [path.with_name(f"{path.stem}-{at:05}-of-{len(parts):05}{path.suffix}") for at in range(1, len(parts) + 1)]
-    index = path.with_name(f"{path.name}.index.json")
-    there = next((name for name in (*names, index) if name.exists()), None)
-    if there is not None:
-        raise SaveError(f"{there} exists already", hint="shards replace nothing: write to an empty folder")
-    done = written = 0
-    made: list[Path] = []
-    try:
-        for name, part in zip(names, parts, strict=True):
-            made.append(name)
-            step = None if progress is None else _offset(progress, done, total)
-            written += save_contents(part, name, progress=step).bytes_written
-            done += sum(spec_of(tensor).nbytes for tensor in part.tensors.values())
-        places = {key: name.name for name, part in zip(names, parts, strict=True) for key in part.tensors}
-        body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        made.append(index)
-        write_file(index, [json.dumps(body, indent=2).encode()], replace=False)
-    except BaseException:
-        for name in made:
-            name.unlink(missing_ok=True)
-        raise
-    return SaveReport(
-        path=str(index),
-        bytes_written=written,
-        bytes_total=total,
-        seconds=time.perf_counter() - started,
-        tensors_written=len(contents.tensors),
-        tensors_total=len(contents.tensors) + len(contents.facts.tied),
-        notes=(*contents.notes, f"{len(parts)} shards"),
-    )
-
-
-def _offset(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(min(before + done, total), total)
-
-
-def _split(contents: Contents, most: int) -> Iterator[Contents]:
-    """The contents of each shard. Parts of one tensor stay together; the first shard keeps what is said of all."""
-    facts = contents.facts
-    home = _homes(facts)
-    units: dict[str, list[str]] = {}
-    for name in contents.tensors:
-        units.setdefault(home.get(name, name), []).append(name)
-    groups: list[list[str]] = [[]]
-    room = most
-    for members in units.values():
-        size = sum(spec_of(contents.tensors[name]).nbytes for name in members)
-        if size > room and groups[-1]:
-            groups.append([])
-            room = most
-        groups[-1] += members
-        room -= size
-    for number, members in enumerate(groups):
-        homes = {home.get(name, name) for name in members}
-        inside = set(members) | {name for name in facts.composites if home[name] in homes}
-        inside |= {name for name, first in facts.tied.items() if first in inside}
-        inside |= set(facts.empty) if number == 0 else set()
-        own = msgspec.structs.replace(
-            facts,
-            kind="weights",
-            digests={name: facts.digests[name] for name in members},
-            dtypes=_only(facts.dtypes, inside),
-            empty=facts.empty if number == 0 else {},
-            composites=_only(facts.composites, inside),
-            parameters=[name for name in facts.parameters if name in inside],
-            buffers=[name for name in facts.buffers if name in inside],
-            requires_grad=[name for name in facts.requires_grad if name in inside],
-            tied=_only(facts.tied, inside),
-            devices=_only(facts.devices, inside),
-            module=facts.module if number == 0 else None,
-            tree=facts.tree if number == 0 else msgspec.UNSET,
-            whole=facts.kind if number == 0 else "",
-        )
-        tensors = {name: contents.tensors[name] for name in members}
-        specs = {name: contents.specs[name] for name in members}
-        yield Contents(tensors, specs, own, (), contents.metadata)
-
-
-def _homes(facts: FileFacts) -> dict[str, str]:
-    """For each composite and its parts one name, the same for all that share a part: they go into one shard."""
-    home: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        path = []
-        while home.setdefault(name, name) != name:
-            path.append(name)
-            name = home[name]
-        home.update(dict.fromkeys(path, name))
-        return name
-
-    for name, parts in facts.composites.items():
-        for part in parts.parts.values():
-            home[find(part)] = find(name)
-            home[find(facts.tied.get(part, part))] = find(name)
-    return {name: find(name) for name in list(home)}
-
-
-def _only(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in table.items() if name in names}
 
 
 # A file for torch.load

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .contents import Contents, of_opened
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
 from .core.limits import Limits
@@ -14,7 +15,7 @@ from .core.tensors import LazyTensor
 from .errors import CorruptCheckpointError, SaveError, TorchkeepError
 from .formats._salvage import recover
 from .opening import PathLike, as_source
-from .saving import Contents, Progress, of_opened, save_contents
+from .writing import Progress, write_contents
 
 
 def salvage(
@@ -57,7 +58,7 @@ def salvage(
     if path is not None:
         contents, more = _contents(found.ckpt, set(kept))
         notes += more
-        save_contents(contents, path, progress=progress)
+        write_contents(contents, path, progress=progress)
     return SalvageReport(
         source=os.fspath(source),
         target="" if path is None else str(path),

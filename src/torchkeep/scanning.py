@@ -25,7 +25,7 @@ from .errors import (
 from .formats._dispatch import recognise
 from .formats._survey import Survey, survey
 from .opening import PathLike, open_checkpoint
-from .saving import Progress
+from .writing import Progress
 
 _NOT_READ = "not-read"
 

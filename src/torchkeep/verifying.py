@@ -25,8 +25,8 @@ from .running.journal import HISTORY
 from .running.retention import PRUNED, pruned_spans
 from .running.run import local_store
 from .running.tags import TAGS, pointed
-from .saving import Progress
 from .stores import Store
+from .writing import Progress
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -150,6 +150,18 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
+
+    def keys(self) -> KeysView[str]:
+        """The names, in the order of the file."""
+        return self.tensors.keys()
+
+    def values(self) -> ValuesView[LazyTensor]:
+        """The tensors, in the order of the file."""
+        return self.tensors.values()
+
+    def items(self) -> ItemsView[str, LazyTensor]:
+        """Names and tensors, in the order of the file."""
+        return self.tensors.items()
 
     @property
     def specs(self) -> dict[str, TensorSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +11,9 @@ from .modulespec import ModuleSpec
 
 KEY = "torchkeep"
 NO_DIGEST = "0" * 64
+VERSION = (
+    2  # the highest that is read, and that of files; packs, which have none of what is new in it, are of version 1
+)
 
 
 class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -29,13 +33,29 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
     options: dict[str, Any] = {}
 
 
+class Runs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which names have a property, by their place among the names of a file: [first, count, first, count ...].
+
+    Attributes:
+        parameters, buffers, requires_grad, devices: as the members of these names in FileFacts; devices are the keys.
+    """
+
+    parameters: list[int] = []
+    buffers: list[int] = []
+    requires_grad: list[int] = []
+    devices: dict[str, list[int]] = {}
+
+
 class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """The facts of one file. Every member is optional for a reader: the file is a good safetensors file without them.
 
     Attributes:
-        version: of the format.
+        version: of the facts: 2 where `hashes`, `runs` and `outline` are in place of what they stand for, else 1.
         kind: `module` (a live model was saved), `object` (a tree of plain values) or `pack` (part of a run).
         header: BLAKE3 over the whole header with these 64 digits as zeros.
+        hashes: on disk in place of `digests`: those of all tensors one after another, in the order of the header.
+        runs: on disk in place of `parameters`, `buffers`, `requires_grad` and `devices`.
+        outline: on disk in place of `module`, without what the rest of the file says of its tensors.
         digests: BLAKE3 of each tensor's bytes.
         dtypes: tensors whose dtype safetensors lacks, stored as U8: name -> (dtype, shape).
         empty: tensors without bytes, which were on the meta device: name -> (dtype, shape).
@@ -53,7 +73,10 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int = 1
     kind: str = "object"
     header: str = ""
-    digests: dict[str, str] = {}
+    hashes: str = ""
+    runs: Runs = Runs()
+    outline: Any = msgspec.UNSET
+    digests: Mapping[str, str] = {}
     dtypes: dict[str, tuple[str, tuple[int, ...]]] = {}
     empty: dict[str, tuple[str, tuple[int, ...]]] = {}
     composites: dict[str, Parts] = {}
@@ -66,3 +89,11 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     tree: Any = msgspec.UNSET
     whole: str = ""
     producer: dict[str, str] = {}
+
+
+def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:
+    """The names of a file in their order: those in its header, wholes in the place of their parts, then the others."""
+    if not (facts.composites or facts.empty or facts.tied):
+        return list(stored)
+    owners = {part: name for name, parts in facts.composites.items() for part in parts.parts.values()}
+    return list(dict.fromkeys(owners.get(name, name) for name in (*stored, *facts.empty, *facts.tied)))

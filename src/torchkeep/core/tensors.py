@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -178,8 +178,12 @@ class LazyTensor:
 
     def replace(self, **changes: Any) -> LazyTensor:
         """A copy with some attributes changed; it shares the storage."""
-        fields = {name: getattr(self, name) for name in LazyTensor.__slots__}
-        return LazyTensor(**(fields | changes))
+        made = LazyTensor.__new__(LazyTensor)
+        for name in LazyTensor.__slots__:
+            setattr(made, name, changes.pop(name) if name in changes else getattr(self, name))
+        if changes:
+            raise TypeError(f"a LazyTensor has no {', '.join(changes)}")
+        return made
 
     @property
     def layout(self) -> str:
@@ -256,7 +260,9 @@ class LazyTensor:
         if self.device == "meta" and self.storage is None:
             return torch.empty_strided(self.spec.shape, self.stride, dtype=self.dtype, device="meta")
         if storages is None:
-            out = self._view(self.storage_offset, self.spec.shape, self.stride)
+            out = self._plain()
+            if out is None:
+                out = self._view(self.storage_offset, self.spec.shape, self.stride)
         else:
             base = storages.get(self)
             whole = torch.empty(0, dtype=self.dtype, device=base.device)
@@ -272,6 +278,17 @@ class LazyTensor:
         if view._base is not frame:  # advanced indexing copies, so there is no range to compute
             return self.load()[index]
         return self._view(self.storage_offset + int(view.storage_offset()), tuple(view.shape), view.stride())
+
+    def _plain(self) -> torch.Tensor | None:
+        """The whole of a tensor without gaps, in two calls of torch; None of any other."""
+        spec, nbytes = self.spec, self.spec.nbytes
+        plain = nbytes and self.storage is not None and self.stride == contiguous_stride(spec.shape)
+        if not plain or self.conj or self.neg or not _UNALIGNED_OK:
+            return None
+        data = self._read(self.storage_offset * spec.dtype.itemsize, nbytes)
+        if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
+            data = bytearray(data)
+        return torch.frombuffer(data, dtype=spec.dtype).resize_(spec.shape)  # no view: it is a tensor of its own
 
     def _view(self, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
         """Read the span of a strided view and nothing else. Strides are never negative: the readers check."""
@@ -337,6 +354,7 @@ def _storage_of(data: Any, itemsize: int) -> torch.UntypedStorage:
     return flat.untyped_storage()
 
 
+@lru_cache(4096)
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a tensor stored without gaps in row-major order, as torch computes them."""
     stride, step = [], 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,16 @@ from blake3 import blake3
 from ..core import tagged
 from ..core.checkpoint import Checkpoint, Provenance, SavedModule, describe_tree
 from ..core.composite import QUANTIZED, Composite, Composition, Compressed, Coo, Nested, Quantized
-from ..core.facts import KEY, NO_DIGEST, FileFacts, Parts
+from ..core.facts import KEY, NO_DIGEST, VERSION, FileFacts, Parts, Runs, listed
 from ..core.freezespec import Frozen
 from ..core.limits import Limits
+from ..core.made import Later, Made
+from ..core.modulespec import ModuleSpec
 from ..core.source import Source
 from ..core.tensors import LazyTensor, TensorSpec, check_geometry, contiguous_stride, dtype_name, torch_dtype
 from ..core.tree import ABSENT, leaves
 from ..errors import CorruptCheckpointError, UnsupportedFeatureError
+from ._short import Digests, Lengthened, chosen
 
 _PLACE = f"metadata {KEY!r}"
 _QUANTIZED = {dtype_name(dtype): dtype for dtype in QUANTIZED}
@@ -28,9 +32,67 @@ _PARTS = {
     "sparse_compressed": ("compressed_indices", "plain_indices", "values"),
     "nested": ("buffer", "sizes", "strides", "offsets"),
 }
+_NOTHING = msgspec.Raw(b"")
+_SHORT, _FEW = 1 << 16, 1000  # bytes of tree and module, and tensors, up to which they are decoded at once
+_UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
-def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> FileFacts | None:
+class _WhenAsked:
+    """An attribute of a checkpoint that comes, with those that belong to it, when it is asked for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ckpt: Any, owner: type) -> Any:
+        if ckpt is None:
+            return self
+        ckpt.__dict__.update(ckpt._asked(self._name))
+        return ckpt.__dict__[self._name]
+
+
+def _when_asked() -> Any:
+    return _WhenAsked()
+
+
+class OnDisk(FileFacts, frozen=True):
+    """Facts as they stand in a file, of which the parts that may be long are not decoded."""
+
+    hashes: msgspec.Raw = _NOTHING  # type: ignore[assignment]
+    outline: msgspec.Raw = _NOTHING
+    module: msgspec.Raw = _NOTHING  # type: ignore[assignment]
+    tree: msgspec.Raw = _NOTHING
+
+
+def _held(name: str) -> Any:
+    """A member of FileFacts that may be held as a Later."""
+    member: Any = FileFacts.__dict__[name]
+
+    def get(facts: FileFacts) -> Any:
+        held = member.__get__(facts)
+        return held.get() if isinstance(held, Later) else held
+
+    return property(get)
+
+
+class SavedFacts(FileFacts, frozen=True):
+    """The facts of an opened file. The description of its module and its tree are decoded when they are asked for."""
+
+    module = _held("module")
+    tree = _held("tree")
+
+
+class SavedCheckpoint(Checkpoint):
+    """A checkpoint of which the tree and the modules are read when they are asked for."""
+
+    tree = _when_asked()
+    kind = _when_asked()
+    model_key = _when_asked()
+    candidates = _when_asked()
+    modules = _when_asked()
+    frozen = _when_asked()
+
+
+def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> OnDisk | None:
     """The facts in a file's metadata, None where another program wrote the file.
 
     Raises:
@@ -40,69 +102,177 @@ def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> Fil
     text = metadata.get(KEY)
     if text is None:
         return None
-    try:
-        facts = msgspec.json.decode(text, type=FileFacts)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"cannot be read: {error}", file=file, place=_PLACE) from error
-    if facts.version > FileFacts().version:
+    with _readable(file):
+        facts = msgspec.json.decode(text, type=OnDisk)
+    if facts.version > VERSION:
         raise UnsupportedFeatureError(
-            f"is version {facts.version}, this torchkeep reads up to {FileFacts().version}",
+            f"is version {facts.version}, this torchkeep reads up to {VERSION}",
             file=file,
             place=_PLACE,
             hint="upgrade torchkeep",
         )
     if facts.kind == "pack":  # the name of a pack is its digest
         return facts
-    if blake3(raw_header.replace(facts.header.encode(), NO_DIGEST.encode())).hexdigest() != facts.header:
+    if _digest_of(raw_header, facts.header.encode()) != facts.header:
         raise CorruptCheckpointError("changed after it was written", file=file, place="header", hint="use another copy")
     return facts
 
 
-def with_facts(ckpt: Checkpoint, facts: FileFacts, source: Source, limits: Limits) -> Checkpoint:
-    """The checkpoint as it was saved: logical dtypes, flags, tied names, and the tree of the saved object."""
-    stored = {name: _logical(name, tensor, facts, source.name) for name, tensor in ckpt.tensors.items()}
-    for name, (dtype, shape) in facts.empty.items():
-        spec = TensorSpec(torch_dtype(dtype, file=source.name), tuple(shape))
-        stored[name] = LazyTensor(source, None, spec, contiguous_stride(spec.shape), device="meta")
-    _tie(stored, {name: first for name, first in facts.tied.items() if first not in facts.composites}, source.name)
-    put_together = {name: _whole(name, parts, stored, source) for name, parts in facts.composites.items()}
-    owners = {part: name for name, parts in facts.composites.items() for part in parts.parts.values()}
-    stored = {name: tensor for name, tensor in stored.items() if name not in owners} | put_together
-    _tie(stored, {name: first for name, first in facts.tied.items() if first in facts.composites}, source.name)
-    parameters, buffers, grads = set(facts.parameters), set(facts.buffers), set(facts.requires_grad)
-    listed = dict.fromkeys(owners.get(name, name) for name in (*facts.digests, *facts.empty, *facts.tied))
-    order = {name: position for position, name in enumerate(listed)}
-    tensors = {
-        name: stored[name].replace(
-            kind="parameter" if name in parameters else "buffer" if name in buffers else "tensor",
-            requires_grad=name in grads,
-            device=facts.devices.get(name, stored[name].device),
-        )
-        for name in sorted(stored, key=lambda name: order.get(name, len(order)))
-    }
-    tree = _tree(facts, tensors, source.name) if facts.kind == "object" else ABSENT
-    nothing: tuple[str, str, tuple[str, ...]] = ("module" if facts.kind == "module" else "weights", "", ())
-    kind, model_key, candidates = nothing if tree is ABSENT else describe_tree(tree, leaves(tree, limits))
-    return Checkpoint(
-        ckpt.file,
-        ckpt.format,
-        tensors,
-        tree=tree,
+def _digest_of(header: bytes, own: bytes) -> str:
+    """BLAKE3 of a header with zeros in the place of its own digest."""
+    at = header.find(own)
+    if len(own) != len(NO_DIGEST) or at < 0:
+        return "none"
+    rest = memoryview(header)[at + len(own) :]
+    return blake3(memoryview(header)[:at]).update(NO_DIGEST.encode()).update(rest).hexdigest()
+
+
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    """What cannot be decoded is damage of the file; its own digest may be right where somebody made it so."""
+    try:
+        yield
+    except CorruptCheckpointError as error:
+        error.file, error.place = file, _PLACE
+        raise
+    except _UNREADABLE as error:
+        raise CorruptCheckpointError(f"cannot be read: {error}", file=file, place=_PLACE) from error
+
+
+def with_facts(ckpt: Checkpoint, disk: OnDisk, source: Source, limits: Limits) -> Checkpoint:
+    """The checkpoint as it was saved: logical dtypes, flags, tied names, and the tree of the saved object.
+
+    What is long, the tree and the description of a module, is decoded when it is asked for: the header has its own
+    digest, so damage to them is found now, and what cannot be decoded nevertheless raises CorruptCheckpointError
+    then. What is short is decoded now.
+
+    Args:
+        ckpt: as it is without the facts, its tensors in the order of the header where that is what the facts go by.
+        disk: the facts.
+        source: of the tensors without bytes, and of those made of others.
+        limits: bounds the walk over the tree.
+    """
+    with _readable(source.name):
+        named = _expanded(disk, list(ckpt.tensors))
+    tensors = _named(ckpt.tensors, named, source)
+    facts = _saved(named, tensors, source.name)
+    made = SavedCheckpoint.__new__(SavedCheckpoint)
+    made.__dict__.update(
+        file=ckpt.file,
+        format=ckpt.format,
+        tensors=tensors,
         metadata={key: value for key, value in ckpt.metadata.items() if key != KEY},
         findings=ckpt.findings,
         provenance=Provenance(_producer(facts), ("torchkeep names itself in the file",)),
-        kind=kind,
-        model_key=model_key,
-        candidates=candidates,
-        modules=_modules(facts),
         facts=facts,
-        frozen=Frozen() if facts.module is None else facts.module.as_frozen,
+        _asked=lambda name: _described(name, facts, tensors, source.name, limits),
+    )
+    if facts.kind != "object":
+        kind = "module" if facts.kind == "module" else "weights"
+        made.__dict__.update(tree=ABSENT, kind=kind, model_key="", candidates=())
+    if sum(map(_size, (disk.tree, disk.module, disk.outline))) <= _SHORT and len(tensors) <= _FEW:
+        _ = made.tree, made.modules, facts.tree
+    return made
+
+
+def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> FileFacts:
+    """The facts with what may be long to be decoded later."""
+    fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
+    raw_module, raw_tree = fields["outline" if facts.version > 1 else "module"], fields["tree"]
+
+    def tree() -> Any:
+        with _readable(file):
+            held = msgspec.json.decode(raw_tree)
+            return Lengthened(list(tensors)).tree(held) if facts.version > 1 else held
+
+    def module() -> ModuleSpec | None:
+        with _readable(file):
+            if facts.version > 1:
+                held = msgspec.json.decode(raw_module)
+                return Lengthened(list(tensors)).module(held, tensors.__getitem__, facts.tied)
+            return msgspec.json.decode(raw_module, type=ModuleSpec | None)
+
+    fields["tree"] = Later(tree) if _size(raw_tree) else msgspec.UNSET
+    fields["module"] = Later(module) if _size(raw_module) else None
+    fields |= {"outline": msgspec.UNSET, "hashes": ""}
+    return SavedFacts(**fields)
+
+
+def _size(raw: msgspec.Raw) -> int:
+    return memoryview(raw).nbytes
+
+
+def _expanded(disk: OnDisk, stored: list[str]) -> OnDisk:
+    """The facts with names in the place of their numbers."""
+    if disk.version < 2 or disk.kind == "pack":
+        return disk
+    names = listed(stored, disk)
+    devices = [(device, name) for device, runs in disk.runs.devices.items() for name in chosen(runs, names)]
+    return msgspec.structs.replace(
+        disk,
+        hashes=_NOTHING,
+        runs=Runs(),
+        digests=Digests(stored, disk.hashes),
+        parameters=chosen(disk.runs.parameters, names),
+        buffers=chosen(disk.runs.buffers, names),
+        requires_grad=chosen(disk.runs.requires_grad, names),
+        devices={name: device for device, name in devices},
     )
 
 
+def _described(
+    name: str, facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str, limits: Limits
+) -> dict[str, Any]:
+    if name in {"modules", "frozen"}:
+        return {"modules": _modules(facts), "frozen": Frozen() if facts.module is None else facts.module.as_frozen}
+    tree = _tree(facts, tensors, file)
+    kind, model_key, candidates = ("weights", "", ()) if tree is ABSENT else describe_tree(tree, leaves(tree, limits))
+    return {"tree": tree, "kind": kind, "model_key": model_key, "candidates": candidates}
+
+
+def _named(stored: Mapping[str, LazyTensor], facts: FileFacts, source: Source) -> Mapping[str, LazyTensor]:
+    """The tensors under the names that the object had, each made when it is asked for."""
+    special = {name: _logical(name, stored[name], facts, source.name) for name in facts.dtypes if name in stored}
+    firsts: dict[str, str] = {}
+    names: Mapping[str, Any] = stored
+    if facts.empty or facts.tied or facts.composites:
+        names = firsts = _firsts(special, stored, facts, source)
+    if firsts or facts.version < 2:
+        place = {name: at for at, name in enumerate(listed(list(facts.digests), facts))}
+        names = dict.fromkeys(sorted(names, key=lambda name: place.get(name, len(place))))
+    parameters, buffers, grads = set(facts.parameters), set(facts.buffers), set(facts.requires_grad)
+
+    def make(name: str, _: Any) -> LazyTensor:
+        first = firsts.get(name, name)
+        base = special[first] if first in special else stored[first]
+        kind = "parameter" if name in parameters else "buffer" if name in buffers else "tensor"
+        device = facts.devices.get(name, base.device)
+        if (kind, name in grads, device) == (base.kind, base.requires_grad, base.device):
+            return base
+        return base.replace(kind=kind, requires_grad=name in grads, device=device)
+
+    return Made(names, make)
+
+
+def _firsts(
+    special: dict[str, LazyTensor], stored: Mapping[str, LazyTensor], facts: FileFacts, source: Source
+) -> dict[str, str]:
+    """Each name and the one it is tied to, or itself. Tensors without bytes and wholes are made now, into `special`."""
+    for name, (dtype, shape) in facts.empty.items():
+        spec = TensorSpec(torch_dtype(dtype, file=source.name), tuple(shape))
+        special[name] = LazyTensor(source, None, spec, contiguous_stride(spec.shape), device="meta")
+    firsts = {name: name for name in (*stored, *facts.empty)}
+    _tie(firsts, {name: first for name, first in facts.tied.items() if first not in facts.composites}, source.name)
+    parts = Made(firsts, lambda _, first: special[first] if first in special else stored[first])
+    wholes = {name: _whole(name, made, parts, source) for name, made in facts.composites.items()}
+    owners = {part: name for name, made in facts.composites.items() for part in made.parts.values()}
+    firsts = {name: first for name, first in firsts.items() if name not in owners} | {name: name for name in wholes}
+    special |= wholes
+    _tie(firsts, {name: first for name, first in facts.tied.items() if first in facts.composites}, source.name)
+    return firsts
+
+
 def _logical(name: str, tensor: LazyTensor, facts: FileFacts, file: str) -> LazyTensor:
-    if name not in facts.dtypes:
-        return tensor
     dtype, shape = facts.dtypes[name]
     spec = TensorSpec(torch_dtype(dtype, file=file, place=f"tensor {name!r}"), tuple(shape))
     if any(size < 0 for size in spec.shape) or spec.nbytes != tensor.nbytes or tensor.dtype.itemsize != 1:
@@ -112,11 +282,11 @@ def _logical(name: str, tensor: LazyTensor, facts: FileFacts, file: str) -> Lazy
     return tensor.replace(spec=spec, stride=contiguous_stride(spec.shape))
 
 
-def _tie(stored: dict[str, LazyTensor], tied: Mapping[str, str], file: str) -> None:
+def _tie(firsts: dict[str, str], tied: Mapping[str, str], file: str) -> None:
     for name, canonical in tied.items():
-        if canonical not in stored or name in stored:
+        if canonical not in firsts or name in firsts:
             raise CorruptCheckpointError(f"ties {name!r} to {canonical!r}, which is not there", file=file, place=_PLACE)
-        stored[name] = stored[canonical]
+        firsts[name] = firsts[canonical]
 
 
 def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+import torch
+from blake3 import blake3
+
+from ..core.facts import KEY, NO_DIGEST, FileFacts
 from ..core.limits import Limits
 from ..core.tensors import DTYPES, TensorSpec, dtype_name
 from ..errors import UnsavableError
+from ._short import shortened
 
 _METADATA = "__metadata__"
-_ALIGN = 4096  # the data begins at a multiple of this; spaces after the header are part of the format
+_ALIGN = 4096  # the data begins at a multiple of this, a page; spaces after the header are part of the format
+_HEADER, _HASHES = b'\\"header\\":\\"', b'\\",\\"hashes\\":\\"'
 
 
 @dataclass(frozen=True)
@@ -39,23 +45,31 @@ def without_code(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[str, tuple[
 
 
 def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Layout:
-    """Order tensors by the size of their elements, largest first, so that each starts at a multiple of it."""
+    """Order bytes by the size of the elements, largest first, so that each tensor starts at a multiple of it.
+
+    The header lists the tensors in the order in which they are given.
+    """
     if _METADATA in specs:
         raise UnsavableError(
             f"a tensor cannot be called {_METADATA!r}: safetensors means something else by it",
             path=_METADATA,
             hint="rename it",
         )
+    codes: dict[torch.dtype, str | None] = {}
+    for spec in specs.values():
+        if spec.dtype not in codes:
+            codes[spec.dtype] = DTYPES[dtype_name(spec.dtype)].safetensors
     order = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
     header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+    header |= dict.fromkeys(specs)
     end = 0
     for name in order:
         spec = specs[name]
-        code = DTYPES[dtype_name(spec.dtype)].safetensors
-        start, end = end, end + spec.nbytes
-        shape = list(spec.shape) if code else [spec.nbytes]
-        header[name] = {"dtype": code or "U8", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        nbytes, code = spec.nbytes, codes[spec.dtype]
+        start, end = end, end + nbytes
+        shape = spec.shape if code else (nbytes,)
+        header[name] = {"dtype": code or "U8", "shape": shape, "data_offsets": (start, end)}
+    text = msgspec.json.encode(header)
     text += b" " * (-(len(text) + 8) % _ALIGN)
     if len(text) > Limits().header_bytes:
         raise UnsavableError(
@@ -63,3 +77,26 @@ def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Lay
             hint="save large bytes and long lists of numbers as tensors",
         )
     return Layout(len(text).to_bytes(8, "little") + text, tuple(order), len(text) + 8 + end)
+
+
+def lay_out_file(specs: Mapping[str, TensorSpec], facts: FileFacts, metadata: Mapping[str, str]) -> Layout:
+    """The layout of a file with facts, in their short form, in front of the other metadata."""
+    text = msgspec.json.encode(shortened(facts, specs)).decode()
+    return lay_out(specs, {KEY: text} | {key: value for key, value in metadata.items() if key != KEY})
+
+
+def with_digests(header: bytes, digests: list[str]) -> bytes:
+    """The header of `lay_out_file` with the digests of the tensors, in the order of `specs`, and its own.
+
+    They take the place of zeros of the same length, so nothing is laid out again.
+    """
+    at = header.index(_HEADER) + len(_HEADER)  # the first: the facts are the first text, and this the first in them
+    out = bytearray(header)
+    if digests:
+        start = at + len(NO_DIGEST) + len(_HASHES)
+        assert header[start - len(_HASHES) : start] == _HASHES
+        hashes = "".join(digests).encode()
+        assert header[start : start + len(hashes)].count(b"0") == len(hashes)
+        out[start : start + len(hashes)] = hashes
+    out[at : at + len(NO_DIGEST)] = blake3(memoryview(out)[8:]).hexdigest().encode()
+    return bytes(out)
