@@ -9,7 +9,7 @@ import torchkeep as tk
 
 PUBLIC = [
     "Checkpoint", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Phase", "Record",
-    "Run", "SaveReport", "Selector", "Source", "TensorSpec", "__version__", "add", "assert_frozen", "audit",
+    "Run", "SaveHandle", "SaveReport", "Selector", "Source", "TensorSpec", "__version__", "add", "assert_frozen", "audit",
     "convert", "devices", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
     "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into",
     "local_store", "memory_store", "open", "param_groups", "plan_load", "prove_resume", "read_spec", "salvage",

@@ -47,6 +47,7 @@ from .proving import prove_resume as prove_resume
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
 from .running import Run as Run
+from .running import SaveHandle as SaveHandle
 from .running import is_run as is_run
 from .running import local_store as local_store
 from .salvaging import salvage as salvage
@@ -68,6 +69,7 @@ __all__ = [
     "Phase",
     "Record",
     "Run",
+    "SaveHandle",
     "SaveReport",
     "Selector",
     "Source",

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
+import torch
 from torch import nn
 
 from .core import tagged
@@ -29,6 +30,7 @@ from .core.modulespec import ModuleSpec
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .errors import UnsavableError
+from .formats._pause import collector_paused
 from .formats.layout import without_code
 from .inspecting import inspect
 
@@ -51,6 +53,7 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@collector_paused()
 def of_module(model: nn.Module) -> Contents:
     """What goes into the file of a live model: what its state dict names, and the description of the modules."""
     state, extra = state_of(model)
@@ -64,6 +67,7 @@ def of_module(model: nn.Module) -> Contents:
     return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)))
 
 
+@collector_paused()
 def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None) -> Contents:
     """What goes into the file of a nested object; inert records of an opened checkpoint are kept as records."""
     tensors, kinds, tree = _taken_apart(obj)
@@ -104,6 +108,8 @@ def _taken_apart(obj: Any) -> tuple[dict[str, AnyTensor], dict[str, str], Any]:
 
 
 def _kind(leaf: trees.Leaf) -> str:
+    if type(leaf.tensor) is torch.Tensor and not leaf.role:  # by far the most, and quickly told
+        return "tensor"
     if isinstance(leaf.tensor, nn.Parameter) or getattr(leaf.tensor, "kind", "") == "parameter":
         return "parameter"
     buffer = leaf.role in {"buffer", "transient"} or getattr(leaf.tensor, "kind", "") == "buffer"

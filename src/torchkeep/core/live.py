@@ -137,7 +137,8 @@ def spec_of(tensor: AnyTensor) -> TensorSpec:
     """dtype and shape; shape () for a parameter that a lazy module has not made yet."""
     if isinstance(tensor, LazyTensor):
         return tensor.spec
-    return TensorSpec(tensor.dtype, () if is_lazy(tensor) else tuple(tensor.shape))
+    plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter  # `is_lazy` takes its time
+    return TensorSpec(tensor.dtype, tuple(tensor.shape) if plain or not is_lazy(tensor) else ())
 
 
 def identity(tensor: AnyTensor) -> tuple[object, ...]:
