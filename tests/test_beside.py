@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import torchkeep as tk
 from models import TinyNet, state_bits, train_epoch
 from torchkeep import staging
 from torchkeep.engines import direct
-from torchkeep.errors import NoSpaceError, SaveError
+from torchkeep.errors import NoSpaceError, RunLockedError, SaveError
 from torchkeep.running.background import SaveHandle
 from torchkeep.staging import CudaMover, HostMover, Staging
 from torchkeep.stores.local import LocalStore
@@ -511,8 +512,6 @@ def test_the_buffers_of_direct_writes_are_kept(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_after_a_save_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
     model, optimizer = make()
     with tk.Run(tmp_path, sigterm=True) as run:
         Slow(monkeypatch, OSError(errno.EIO, "broken")).go.set()
@@ -523,3 +522,206 @@ def test_sigterm_ends_after_a_save_that_is_under_way(tmp_path: Path, monkeypatch
             for _ in run.batches([1, 2, 3]):
                 os.kill(os.getpid(), signal.SIGTERM)
         assert left.value.code == 75 and len(run.snapshots) == 1
+
+
+# -- what an adversarial review found ---------------------------------------------------------------------------
+
+
+def test_a_save_that_is_waited_for_when_a_signal_comes_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next save would else fill the memory that this one is written from."""
+    model = nn.Linear(1000, 1000)
+    slow = Slow(monkeypatch)
+    with tk.Run(tmp_path) as run:
+        first = run.save(0, model=model, blocking=False)
+        assert slow.entered.wait(10)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            run.save(1, blocking=False)
+        assert not first.done
+        with torch.no_grad():
+            model.weight.fill_(3)
+        threading.Timer(0.2, slow.go.set).start()
+        second = run.save(2, blocking=False)
+        assert first.done and second.result().sequence == 2
+    assert tk.verify(tmp_path).ok
+
+
+def test_a_close_that_a_signal_ends_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch)
+    run = tk.Run(tmp_path)
+    run.save(0, model=nn.Linear(2, 2), blocking=False)
+    assert slow.entered.wait(10)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.close()
+    with pytest.raises(RunLockedError):
+        tk.Run(tmp_path).log(epoch=1)
+    slow.go.set()
+    run.close()
+
+
+def test_a_save_within_a_guard_copies_at_once(tmp_path: Path) -> None:
+    run, gate, model, optimizer = guarded(tmp_path)
+    with run.guard():
+        was = state_bits(model, optimizer)
+        handle = run.save(0, model=model, optimizer=optimizer, blocking=False)
+        model.head.weight.data.fill_(2)
+    handle.result()
+    assert not gate.asked.is_set()
+    run.close()
+    assert back(tmp_path) == was
+
+
+def test_what_another_thread_changes_while_it_is_copied_is_not_committed(tmp_path: Path) -> None:
+    model, optimizer = make()
+
+    class Meddling(HostMover):
+        def copy(self, places: list[staging.Place], threads: int) -> None:
+            super().copy(places, threads)
+            with torch.no_grad():
+                model.head.bias.add_(1)
+
+    with tk.Run(tmp_path) as run:
+        run._staging = Staging({"cpu": Meddling()})
+        with pytest.raises(SaveError, match=r"model/head\.bias .*changed while they were copied"):
+            run.save(0, model=model, optimizer=optimizer, blocking=False)
+        assert run.snapshots == ()
+
+
+def test_two_threads_that_save_do_not_share_the_copies(tmp_path: Path) -> None:
+    models = [nn.Linear(700, 700) for _ in range(2)]
+    failed: list[BaseException] = []
+    with tk.Run(tmp_path) as run:
+        run.save(0, a=models[0], b=models[1])
+
+        def save(number: int) -> None:
+            try:
+                for step in range(8):
+                    run.save(step, extra=torch.full((300_000,), number + step), blocking=False)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=save, args=(100 * number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed and len(run.snapshots) == 17
+    assert tk.verify(tmp_path).ok
+
+
+def test_a_store_may_look_at_its_run(tmp_path: Path) -> None:
+    class Curious(LocalStore):
+        run: Any = None
+
+        def put(self, key: str, pieces: Any, **options: Any) -> bool:
+            assert self.run is None or isinstance(self.run.tags, dict)
+            return super().put(key, pieces, **options)
+
+    store = tk.local_store(tmp_path)
+    store.__class__ = Curious
+    with tk.Run(tmp_path, store=store) as run:
+        store.run = run
+        assert run.save(0, model=nn.Linear(2, 2), blocking=False).result(timeout=30).sequence == 1
+
+
+def test_a_forked_child_asks_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch)
+    with tk.Run(tmp_path) as run:
+        handle = run.save(0, model=nn.Linear(2, 2), blocking=False)
+        assert slow.entered.wait(10)
+        child = os.fork()
+        if child == 0:
+            try:
+                handle.result()
+            except SaveError as error:
+                os._exit(7 if "another process" in str(error) and handle.done else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        slow.go.set()
+
+
+def test_a_program_that_exits_is_told_of_a_save_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Slow(monkeypatch, NoSpaceError("the disk is full")).go.set()
+    with (
+        pytest.warns(tk.errors.ResumeWarning, match="disk is full"),
+        pytest.raises(SystemExit),
+        tk.Run(tmp_path) as run,
+    ):
+        run.save(0, model=nn.Linear(2, 2), blocking=False)
+        sys.exit(0)
+
+
+def test_an_error_is_told_at_the_end_even_when_run_and_handle_are_gone(tmp_path: Path) -> None:
+    script = SCRIPT.replace("run = tk.Run", "def train():\n  run = tk.Run").replace("\nrun.save", "\n  run.save")
+    command = [
+        sys.executable,
+        "-c",
+        script + "\ntrain(); import gc; time.sleep(1); gc.collect()",
+        str(tmp_path),
+        "full",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "nothing was committed: the disk is full" in done.stderr
+
+
+def test_a_skipped_save_remembers_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    slow = Slow(monkeypatch)
+    with tk.Run(tmp_path, busy="skip") as run:
+        run.save(0, model=first, blocking=False)
+        assert run.save(1, model=second, blocking=False).skipped
+        slow.go.set()
+        run.save(2)
+        assert torch.equal(run.open()["weight"].load(), second.weight)
+
+
+def test_on_sigterm_no_save_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 2)
+    slow = Slow(monkeypatch)
+    with tk.Run(tmp_path, busy="skip", sigterm=True) as run:
+        run.save(0, model=model, blocking=False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Timer(0.2, slow.go.set).start()
+        with pytest.raises(SystemExit) as left:
+            run.save(1, blocking=False)
+        assert left.value.code == 75 and [one.step for one in run.snapshots] == [0, 1]
+
+
+def test_weights_that_a_forward_pass_renormalises_are_copied_at_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.1), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tk.Run(tmp_path) as run:
+        gate = Gate()
+        run._staging = Staging({"cpu": gate})
+        with run.guard():
+            pass
+        was = model[0].weight.detach().clone()
+        handle = run.save(0, model=model, optimizer=optimizer, blocking=False)
+        model(torch.arange(5)).sum().backward()
+        gate.go.set()
+        handle.result()
+        assert torch.equal(run.open()["0.weight"].load(), was) and not torch.equal(model[0].weight, was)
+
+
+def test_interrupted_writes_leave_no_threads_that_keep_the_program(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, threading, time, torch, torchkeep as tk\n"
+        "state = {f'w{n}': torch.zeros(1 << 20) for n in range(4)}\n"
+        "ends = time.monotonic() + 5\n"
+        "while time.monotonic() < ends:\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.004)\n"
+        "    try:\n"
+        "        tk.save(state, sys.argv[1] + '/a.safetensors', durable=False, engine=sys.argv[2])\n"
+        "    except (KeyboardInterrupt, RuntimeError):  # threading loses count of its locks\n"
+        "        pass\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "print(threading.active_count())\n"
+    )
+    head = "import signal\nsignal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+    for engine in ("direct", "buffered"):
+        command = [sys.executable, "-c", head + script, str(tmp_path), engine]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "a.safetensors"] == []

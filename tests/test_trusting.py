@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +160,63 @@ def test_what_was_restored_is_read(tmp_path: Path, hashed: list[int]) -> None:
         hashed.clear()
         run.save(1)
         assert frozen(model) <= set(hashed)
+
+
+# -- what an adversarial review found ---------------------------------------------------------------------------
+
+
+def test_memory_that_something_trained_shares_is_not_trusted(tmp_path: Path) -> None:
+    model, optimizer = parts()
+    model[BLOCKS].weight = nn.Parameter(model[0][0].weight.data[:2])  # counts its changes by itself
+    optimizer = torch.optim.SGD(model[BLOCKS].parameters(), lr=1.0)
+    with tk.Run(tmp_path, trust_frozen=True) as run:
+        run.save(0, model=model, optimizer=optimizer)
+        train(model, optimizer)
+        run.save(1)
+        weights = run.open(2)
+        for name in ("0.0.weight", f"{BLOCKS}.weight"):
+            assert torch.equal(weights[name].load(), model.state_dict()[name])
+
+
+def test_memory_that_was_given_back_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    model, _ = parts()
+    weight = model[2][0].weight
+    with tk.Run(tmp_path, trust_frozen=True) as run:
+        for step in range(12):
+            weight.data = torch.full((8, 8), float(step))  # may come to lie where the one before the last did
+            run.save(step, model=model)
+            assert torch.equal(run.open()["2.0.weight"].load(), weight)
+
+
+def test_tensors_without_a_count_of_changes_are_not_trusted(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        model, _ = parts()
+    with tk.Run(tmp_path, trust_frozen=True) as run:
+        run.save(0, model=model)
+        with torch.inference_mode():
+            model[3][0].weight.fill_(4)
+        run.save(1)
+        assert bool((run.open()["3.0.weight"].load() == 4).all())
+
+
+def test_what_is_unfrozen_after_the_call_is_saved_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = parts()
+    go, real = threading.Event(), archive.Archive.commit
+
+    def commit(*arguments: Any, **options: Any) -> Any:
+        assert go.wait(30)
+        return real(*arguments, **options)
+
+    with tk.Run(tmp_path, trust_frozen=True) as run:
+        run.save(0, model=model, optimizer=optimizer)
+        was = {name: value.clone() for name, value in model.state_dict().items()}
+        monkeypatch.setattr(archive.Archive, "commit", commit)
+        handle = run.save(1, blocking=False)
+        tk.unfreeze(model)
+        optimizer.add_param_group({"params": list(model[:BLOCKS].parameters())})
+        with run.guard():
+            train(model, optimizer)
+        go.set()
+        assert handle.result().sequence == 2
+        weights = run.open(2)
+        assert all(torch.equal(weights[name].load(), value) for name, value in was.items())

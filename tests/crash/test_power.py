@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import torchkeep as tk
+from models import state_bits
 from torchkeep.stores.local import LocalStore
 
 from .calls import Op, Watch
 from .disk import Disk, tree_of
-from .states import MODES, PLACE, Mode, kill_states, run_states, told
+from .states import MODES, PLACE, Mode, kill_states, parts, run_states, told
 
 
 def test_what_is_recorded_is_all_that_was_done(tmp_path: Path) -> None:
@@ -179,3 +180,25 @@ def test_without_settling_a_killed_process_breaks_the_promise(step: str, monkeyp
     monkeypatch.setattr(LocalStore, step, lambda store: None)
     with pytest.raises(AssertionError, match="killed after"):
         kill_states()
+
+
+def test_what_was_saved_carelessly_is_made_durable_before_it_is_relied_on(tmp_path: Path) -> None:
+    """A run that did not wait for the disk goes on as one that does, and then power is lost."""
+    calls: list[Op] = []
+    model, optimizer = parts()
+    with Watch(tmp_path, after=calls.append):
+        with Mode(durable=False).run(tmp_path / "run") as run:
+            run.save(0, model=model, optimizer=optimizer)
+        assert (tmp_path / "run" / "unsynced").exists()
+        with Mode().run(tmp_path / "run") as run:
+            assert run.resume(model=model, optimizer=optimizer) == 1
+            run.save(1)
+        assert not (tmp_path / "run" / "unsynced").exists()
+    disk = Disk()
+    for op in calls:
+        disk.apply(op)
+    disk.lose_power().make(tmp_path / "after")
+    with tk.Run(tmp_path / "after" / "run") as run:
+        other, other_optimizer = parts()
+        assert run.resume(model=other, optimizer=other_optimizer) == 2
+        assert not run.last_resume.skipped and state_bits(other, other_optimizer) == state_bits(model, optimizer)

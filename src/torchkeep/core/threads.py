@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -35,10 +36,17 @@ def side_by_side(work: Callable[[T], object], items: Iterable[T], threads: int =
                 failed.append(error)
 
     others = [threading.Thread(target=run, name="torchkeep-work") for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    run()
-    for thread in others:
-        thread.join()
+    try:
+        for thread in others:
+            thread.start()
+        run()
+        for thread in others:
+            thread.join()
+    except BaseException as error:  # a signal: nothing may go on with what the caller takes for its own again
+        failed.append(error)
+        for thread in others:
+            with contextlib.suppress(RuntimeError):  # one that had not begun
+                thread.join()
+        raise
     if failed:
         raise failed[0]

@@ -19,7 +19,7 @@ from .behind import Behind
 
 BLOCK = 4096  # offsets, lengths and addresses are multiples of this, which is enough for every common disk
 _CHUNK = 8 << 20
-_CHUNKS = 4
+_CHUNKS = 3
 _REFUSING = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 _SMALL = 1 << 16  # less is copied faster without letting go of the interpreter's lock
 
@@ -41,14 +41,15 @@ class Direct:
         self._buffer = self._filled = 0
         able = self._offset % BLOCK == 0 and os.fstat(fd).st_dev not in _refused
         self.name = "direct" if able and _set_direct(fd, on=True) else "buffered"
-        self._ring = _spare.pop() if _spare else _Ring()
+        self._ring: _Ring | None = _taken()
+        self._view, self._array = self._ring.view, self._ring.array
         self._behind = Behind(self._put, _CHUNKS - 1)  # one buffer is being filled, the others are written or wait
 
     def write(self, piece: Buffer) -> None:
         """The next bytes; they are copied before this returns."""
         if len(piece) <= min(_SMALL, _CHUNK - self._filled):
             start = self._buffer * _CHUNK + self._filled
-            self._ring.view[start : start + len(piece)] = piece
+            self._view[start : start + len(piece)] = piece
             self._filled += len(piece)
             if self._filled == _CHUNK:
                 self._flush()
@@ -57,7 +58,7 @@ class Direct:
         while len(data):
             part = data[: _CHUNK - self._filled]
             start = self._buffer * _CHUNK + self._filled
-            self._ring.array[start : start + len(part)] = part
+            self._array[start : start + len(part)] = part
             self._filled += len(part)
             data = data[len(part) :]
             if self._filled == _CHUNK:
@@ -68,17 +69,23 @@ class Direct:
         self._flush()
         self._behind.finish()
         _set_direct(self._fd, on=False)
-        self._ring.give_back()
+        self._give_back()
 
     def stop(self) -> None:
         """Give up; nothing is written after this returns."""
         self._behind.stop()
-        self._ring.give_back()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Keep the ring for the next write, if none is kept; once, whatever comes between."""
+        ring, self._ring = self._ring, None
+        if ring is not None and not _spare:
+            _spare.append(ring)
 
     def _flush(self) -> None:
         if self._filled:
             start = self._buffer * _CHUNK
-            self._behind.give(self._ring.view[start : start + self._filled])
+            self._behind.give(self._view[start : start + self._filled])
             self._buffer, self._filled = (self._buffer + 1) % _CHUNKS, 0
 
     def _put(self, data: memoryview) -> None:
@@ -116,10 +123,12 @@ class _Ring:
         self.view = memoryview(memory)
         self.array = np.frombuffer(memory, np.uint8)
 
-    def give_back(self) -> None:
-        """Keep it for the next write, if none is kept."""
-        if not _spare:
-            _spare.append(self)
+
+def _taken() -> _Ring:
+    try:
+        return _spare.pop()  # in one step: another thread may want it too
+    except IndexError:
+        return _Ring()
 
 
 def _set_direct(fd: int, *, on: bool) -> bool:

@@ -176,6 +176,7 @@ class Archive:
             plan = plan_pack(contents, digests, self._usable(contents))
             pack, written, fresh = self._write_pack(given, plan) if plan.new else ("", 0, False)
             engine = getattr(self._store, "engine", "") if plan.new else ""
+            engine = engine if isinstance(engine, str) else ""  # a store of others may call something else so
             entries, packs = entries_of(given.members, plan, pack)
             body = Body(
                 version=FORMAT_VERSION,

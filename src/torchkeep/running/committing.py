@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from .leaving import LEFT, Sigterm
 from .packing import Given, given
 from .position import Reader
 from .probe import Probe
-from .tracking import OPTIMIZER, of_kind
+from .tracking import MODULE, OPTIMIZER, of_kind
 from .trust import Marks, Trust
 
 WAIT, SKIP = "wait", "skip"
@@ -46,6 +47,7 @@ class Moment:
     history: HistoryMark
     metrics: dict[str, Any]
     frozen: Marks
+    notes: tuple[str, ...]
 
 
 class Saving(Keeping):
@@ -63,8 +65,11 @@ class Saving(Keeping):
     def __init__(self) -> None:
         self._staging = Staging()
         self._under_way: SaveHandle | None = None
-        self._copies: Copies | None = None
+        self._copies: Copies | None = None  # of the last save
+        self._overlaps = False  # whether some of them are made after the call
         self._guards = False
+        self._inside = 0
+        self._one_at_a_time = threading.RLock()
         self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @overload
@@ -126,13 +131,17 @@ class Saving(Keeping):
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"step is {step!r}; it must be an integer from 0")
         objects = self._with(model, optimizer, scheduler, others)
-        if not blocking and self._busy == SKIP and self._under_way is not None and not self._under_way.done:
+        busy = self._under_way is not None and not self._under_way.done
+        leaving = self._sigterm is not None and self._sigterm.came
+        if busy and not blocking and self._busy == SKIP and not leaving:
+            self._objects = objects
             return SaveHandle(step, None, str(self.path))
-        saved = (
-            self._save(step, objects, extra, gradients)
-            if blocking
-            else self._save_beside(step, objects, extra, gradients)
-        )
+        with self._one_at_a_time:  # of the threads of the caller too: they share the memory for copies
+            saved = (
+                self._save(step, objects, extra, gradients)
+                if blocking
+                else self._save_beside(step, objects, extra, gradients)
+            )
         if self._sigterm is not None and self._sigterm.came:
             self._settle()
             raise SystemExit(LEFT)
@@ -173,9 +182,14 @@ class Saving(Keeping):
         of a tracked torch optimizer outside of it waits just the same, and other changes are noticed where torch
         counts them: the save fails, and nothing torn is committed.
         """
+        self._surface()
         self._guards = True
         self._wait_for_copies()
-        yield
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
 
     # -- inside -----------------------------------------------------------------------------------------------
 
@@ -190,9 +204,12 @@ class Saving(Keeping):
 
     def _settle(self) -> None:
         """Wait for a save that is under way, and raise what became of it."""
-        if self._under_way is not None:
-            handle, self._under_way = self._under_way, None
-            handle.settle()
+        handle = self._under_way
+        if handle is not None and not handle.is_this_thread():  # a store may look at its run
+            handle.wait_done()  # a signal may end the waiting, and it is under way still
+            if self._under_way is handle:
+                self._under_way = None
+            handle.surface()
 
     def _surface(self) -> None:
         """Raise the error of a save that has failed meanwhile, and wait for nothing."""
@@ -200,15 +217,16 @@ class Saving(Keeping):
             self._under_way.surface()
 
     def _wait_for_copies(self) -> None:
-        copies, self._copies = self._copies, None
-        if copies is not None:
-            copies.order()
-        if self._under_way is not None and not self._under_way.staged:
+        if self._copies is not None:
+            self._copies.order()
+        if self._overlaps and self._under_way is not None:
             self._under_way.wait_staged()
 
     def _save(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> SaveReport:
         self._settle()
-        return self._commit(self._take(step, objects, extra, gradients))
+        report = self._commit(self._take(step, objects, extra, gradients))
+        self._objects = objects
+        return report
 
     def _save_beside(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> SaveHandle:
         self._settle()
@@ -216,11 +234,18 @@ class Saving(Keeping):
         live = {name: value for name, value in moment.given.values.items() if name not in moment.given.digests}
         copies = self._staging.begin(live)
         self._hook(objects)
-        later = self._later(objects, live) if self._guards else {}
+        overlaps = self._guards and not self._inside  # within a guard the next line may change weights
+        later = self._later(objects, live) if overlaps else {}
+        before = {name: tensor._version for name, tensor in live.items() if not tensor.is_inference()}
         copies.start(later)
-        if self._guards:
-            self._copies = copies
-        else:
+        torn = [name for name, version in before.items() if live[name]._version != version]
+        if torn:
+            raise SaveError(
+                f"{torn[0]} and {len(torn) - 1} others changed while they were copied; nothing was committed",
+                hint="let no other thread train while the run saves",
+            )
+        self._copies, self._overlaps = copies, bool(later)
+        if not overlaps:
             copies.order()
         versions = [(name, tensor, tensor._version) for name, tensor in later.items()]
         unread = {name: moment.given.values[name] for name in moment.given.digests}
@@ -243,19 +268,33 @@ class Saving(Keeping):
 
         self._objects = objects
         self._under_way = SaveHandle(step, work, str(self.path))
+        try:
+            self._under_way.begin()
+        except BaseException:  # it is known all the same, for its thread may have begun
+            self._under_way.give_up()
+            raise
         if self._probe is not None:  # a run that is watched does one thing at a time
             self._under_way.result()
         return self._under_way
 
     def _later(self, objects: Mapping[str, Any], live: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What nothing but a step of an optimizer changes that will wait: its parameters and its moments."""
+        """What nothing but a step of an optimizer changes, which will wait: its parameters and its moments.
+
+        Only in host memory: the copies of devices are ordered by the devices themselves.
+        """
         waiting: set[int] = set()
         for optimizer in of_kind(objects, OPTIMIZER).values():
             if any(optimizer is hooked for hooked in self._hooked):
                 waiting.update(id(one) for group in optimizer.param_groups for one in group["params"])
                 for moments in optimizer.state.values():
                     waiting.update(id(one) for one in moments.values() if isinstance(one, torch.Tensor))
-        return {name: tensor for name, tensor in live.items() if id(tensor) in waiting and not tensor.is_inference()}
+        modules = [part for module in of_kind(objects, MODULE).values() for part in module.modules()]
+        waiting -= {id(part.weight) for part in modules if getattr(part, "max_norm", None) is not None}  # by forward
+        return {
+            name: tensor
+            for name, tensor in live.items()
+            if id(tensor) in waiting and tensor.device.type == "cpu" and not tensor.is_inference()
+        }
 
     def _hook(self, objects: Mapping[str, Any]) -> None:
         """Have the steps of tracked optimizers wait for the copies of a save."""
@@ -286,9 +325,10 @@ class Saving(Keeping):
         self._watch("save", step)
         taken = given(captured.tensors)
         frozen: Marks = {}
+        notes: tuple[str, ...] = ()
         if self._trust is not None:
             frozen = self._trust.look(taken, objects)
-            taken = replace(taken, digests=self._trust.known(frozen))
+            taken, notes = self._trust.check(replace(taken, digests=self._trust.known(frozen)))
         return Moment(
             started,
             step,
@@ -299,18 +339,15 @@ class Saving(Keeping):
             self._journal.mark(),
             tagged.encode(self._journal.last),
             frozen,
+            notes,
         )
 
     def _commit(self, moment: Moment, threads: int = THREADS) -> SaveReport:
         """Hash, write and commit; from here on nothing looks at live objects but at frozen tensors that are trusted."""
-        what = moment.given
-        notes: tuple[str, ...] = ()
-        if self._trust is not None:
-            what, notes = self._trust.check(what)
         self._journal.sync()
         try:
             committed = self._archive.commit(
-                what,
+                moment.given,
                 moment.state,
                 step=moment.step,
                 parent=moment.parent,
@@ -326,9 +363,9 @@ class Saving(Keeping):
         digests = {entry.name: entry.digest for entry in body.entries}
         if self._trust is not None:
             self._trust.learn(moment.frozen, digests)
-        self._parent, self._objects, self._step = body.sequence, moment.objects, moment.step
+        self._parent, self._step = body.sequence, moment.step
         self._monitor.point_to_best(self._snapshots(), body)
-        notes += self._let_go()
+        notes = moment.notes + self._let_go()
         sizes = {entry.digest: spec_of_entry(entry.dtype, entry.shape).nbytes for entry in body.entries}
         return SaveReport(
             path=str(self.path),
@@ -337,7 +374,7 @@ class Saving(Keeping):
             seconds=time.perf_counter() - moment.started,
             sequence=body.sequence,
             tensors_written=committed.tensors_written,
-            tensors_total=len(what.members),
+            tensors_total=len(moment.given.members),
             engine=committed.engine,
             notes=notes,
         )

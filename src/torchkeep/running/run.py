@@ -140,6 +140,8 @@ class Run(Saving):
         except Exception as failed:
             if error is None:
                 raise
+            if not isinstance(error, (Exception, KeyboardInterrupt)):  # the end of a program, which shows no notes
+                warnings.warn(f"while the run was closed: {failed}", ResumeWarning, stacklevel=2)
             error.add_note(f"besides, {failed}")  # what went wrong first is what has to be seen
 
     def close(self) -> None:
@@ -150,8 +152,10 @@ class Run(Saving):
         """
         try:
             self._settle()
-        finally:
+        except Exception:
             self._let_others()
+            raise
+        self._let_others()  # not after a signal: the save goes on, and the lock goes with the process
 
     def _let_others(self) -> None:
         if self._sigterm is not None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..core.digests import digest_tensor
-from ..core.live import named_buffers, named_modules, named_parameters
+from ..core.live import live_tensors, named_buffers, named_modules, named_parameters
 from ..errors import FrozenChangedWarning
 from ..freezing import is_held
 from .packing import Given
@@ -31,8 +32,21 @@ class Trust:
         self._turn = 0
 
     def look(self, given: Given, objects: Mapping[str, Any]) -> Marks:
-        """Marks of the tensors that are frozen now."""
-        return {name: _mark(given.values[name]) for name in sorted(frozen_names(objects) & given.values.keys())}
+        """Marks of the tensors that are frozen now, and whose memory no other tensor of a tracked module uses."""
+        frozen = frozen_names(objects)
+        modules = of_kind(objects, MODULE).items()
+        moving = {
+            tensor.untyped_storage().data_ptr()
+            for tracked, module in modules
+            for name, tensor in live_tensors(module).items()
+            if f"{tracked}/{name}" not in frozen
+        }
+        found = ((name, given.values[name]) for name in sorted(frozen & given.values.keys()))
+        return {
+            name: _mark(tensor)
+            for name, tensor in found
+            if not tensor.is_inference() and tensor.untyped_storage().data_ptr() not in moving
+        }
 
     def known(self, marks: Marks) -> dict[str, str]:
         """The digests of those that were read before and are marked as then."""
@@ -52,10 +66,10 @@ class Trust:
             return given, ()
         self._known.clear()
         note = (
-            f"frozen and changed all the same: {', '.join(changed[:3])}; everything was read for this snapshot, and "
-            "earlier ones may hold older values of what is frozen"
+            f"frozen and changed all the same: {', '.join(changed[:3])}; everything was read for this snapshot, "
+            "and earlier snapshots may hold older values of what is frozen"
         )
-        warnings.warn(f"trust_frozen: {note}", FrozenChangedWarning, stacklevel=2)
+        warnings.warn(f"trust_frozen: {note}", FrozenChangedWarning, stacklevel=6)
         return replace(given, digests={}), (note,)
 
     def learn(self, marks: Marks, digests: Mapping[str, str]) -> None:
@@ -83,5 +97,7 @@ def _frozen(module: nn.Module) -> Iterable[str]:
 
 
 def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
-    version = None if tensor.is_inference() else tensor._version
-    return (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride(), version)
+    # The weak reference keeps no memory, but the address of a storage that is gone is not taken for that of a new one.
+    storage = StorageWeakRef(tensor.untyped_storage())
+    place = (storage, tensor.data_ptr(), tensor.device)
+    return (*place, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor._version)

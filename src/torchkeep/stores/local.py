@@ -16,6 +16,7 @@ from ..core.source import Buffer, Source
 from ..errors import CheckpointNotFoundError, KeyNotFoundError, RunLockedError, save_error
 
 LOCK, GUARD = "lock", "guard"
+UNSYNCED = "unsynced"  # there as long as a writer that did not wait for the disk may have left something to it
 _BLOCK = 4096  # what a new name takes of a disk, about
 
 
@@ -221,7 +222,10 @@ class LocalStore:
         try:
             with self.guard(exclusive=True):  # tags are written without the lock
                 self._sweep()
-                self._settle()
+                if self._durable:
+                    self._settle()
+                else:
+                    (self.root / UNSYNCED).touch()
         except BaseException:
             self.unlock()
             raise
@@ -236,10 +240,20 @@ class LocalStore:
         self.unlock()
 
     def _settle(self) -> None:
-        """Make every name durable that a killed writer may have left to the system: a save will rely on them."""
+        """Make durable what earlier writers may have left to the system: a save will rely on it.
+
+        Of a writer that waited for the disk and was killed these are names; of one that did not wait, files too.
+        """
+        unsynced = self.root / UNSYNCED
         try:
+            if unsynced.exists():
+                for path in self.root.rglob("*"):
+                    if path.is_file():
+                        _sync_file(path)
+                self._settle_way()
             for folder in (self.root, *(path for path in self.root.iterdir() if path.is_dir())):
                 self._sync_folder(folder)
+            unsynced.unlink(missing_ok=True)
         except OSError as error:
             raise save_error(error, self.root) from error
 
@@ -257,6 +271,14 @@ class LocalStore:
             for path in self.root.glob(own.format(self._temporary)):
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _leave(folder: Path) -> None:
