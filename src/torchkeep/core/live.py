@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -137,8 +138,15 @@ def spec_of(tensor: AnyTensor) -> TensorSpec:
     """dtype and shape; shape () for a parameter that a lazy module has not made yet."""
     if isinstance(tensor, LazyTensor):
         return tensor.spec
-    plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter  # `is_lazy` takes its time
-    return TensorSpec(tensor.dtype, tuple(tensor.shape) if plain or not is_lazy(tensor) else ())
+    if type(tensor) is not torch.Tensor and type(tensor) is not nn.Parameter and is_lazy(tensor):
+        return TensorSpec(tensor.dtype, ())
+    return _spec(tensor.dtype, tensor.shape)
+
+
+@lru_cache(maxsize=1024)
+def _spec(dtype: torch.dtype, shape: torch.Size) -> TensorSpec:
+    """Many tensors are of few kinds, and looking up is quicker than making."""
+    return TensorSpec(dtype, tuple(shape))
 
 
 def identity(tensor: AnyTensor) -> tuple[object, ...]:
@@ -174,14 +182,22 @@ def _start(tensor: AnyTensor) -> int | None:
 
 def shared_storages(tensors: Mapping[str, AnyTensor]) -> list[str]:
     """Names whose storage another, different tensor uses too: written apart, they no longer share it."""
-    users: dict[object, list[str]] = {}
+    first: dict[int, str] = {}
+    shared: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, LazyTensor):
-            if tensor.storage is not None and tensor.nbytes:
-                users.setdefault(id(tensor.storage), []).append(name)
-        elif tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.nbytes:
-            users.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-    return [name for names in users.values() if len(names) > 1 for name in names]
+            storage = id(tensor.storage) if tensor.storage is not None and tensor.nbytes else 0
+        elif tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes:
+            storage = tensor.untyped_storage().data_ptr()
+        else:
+            continue
+        if first.setdefault(storage, name) is not name and storage:
+            shared.setdefault(storage, [first[storage]]).append(name)
+    return [name for names in shared.values() for name in names]
+
+
+_PLAIN = frozenset({torch.Tensor, nn.Parameter, nn.Buffer})
+_SAVABLE = frozenset(row.torch for row in DTYPES.values())
 
 
 def check_savable(name: str, tensor: AnyTensor) -> None:
@@ -193,6 +209,9 @@ def check_savable(name: str, tensor: AnyTensor) -> None:
     """
     if isinstance(tensor, LazyTensor):
         return
+    plain = type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_quantized
+    if plain and tensor.dtype in _SAVABLE and not tensor.is_nested:
+        return
     problem, hint = "", ""
     if is_lazy(tensor):
         problem, hint = "has no shape yet", "run the model once, so that its lazy layers are made"
@@ -200,7 +219,7 @@ def check_savable(name: str, tensor: AnyTensor) -> None:
         problem, hint = "is quantized", "save tensor.int_repr() and its scale, or tensor.dequantize()"
     elif tensor.layout is not torch.strided or tensor.is_nested:
         problem, hint = f"has layout {tensor.layout}", "save tensor.to_dense() or its parts"
-    elif type(tensor) not in {torch.Tensor, nn.Parameter, nn.Buffer}:
+    elif type(tensor) not in _PLAIN:
         problem, hint = f"is a {type(tensor).__name__}", "save the plain tensors it is made of"
     elif dtype_name(tensor.dtype) not in DTYPES:
         problem, hint = f"has dtype {tensor.dtype}", "save it as another dtype: tensor.view(torch.uint8)"

@@ -264,7 +264,7 @@ class Saving(Keeping):
                     hint="put `with run.guard():` around everything that changes weights",
                 )
             taken = replace(rest.given, values=unread | staged, private=frozenset(staged))
-            return self._commit(replace(rest, given=taken), threads=1)
+            return self._commit(replace(rest, given=taken), threads=min(2, THREADS))
 
         self._objects = objects
         self._under_way = SaveHandle(step, work, str(self.path))
