@@ -15,9 +15,10 @@ from blake3 import blake3
 from .contents import Contents
 from .core.digests import digest_bytes
 from .core.memory import tensor_bytes
-from .core.pieces import SMALL, hot_blocks
+from .core.pieces import hot_blocks
 from .core.report import SaveReport
 from .core.source import Buffer
+from .engines.behind import Behind
 from .engines.files import AUTO, Head, write_file
 from .errors import SaveError
 from .formats.layout import Layout, lay_out_file, with_digests
@@ -25,6 +26,9 @@ from .sharding import split
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
+
+_SMALL = 1 << 17  # handing less than this to another thread costs more than hashing it
+_BEHIND = 8  # blocks that wait to be hashed
 
 
 def write_contents(
@@ -138,17 +142,30 @@ def counted(pieces: Iterator[Buffer], total: int, progress: Progress, done: int 
 def _pieces(plan: Layout, contents: Contents, digests: dict[str, str]) -> Iterator[Buffer]:
     """The tensors one after another, each turned into bytes only when its turn comes, a block at a time.
 
-    A block is hashed when the engine has taken it: while it is still in the cache, or beside the write.
+    They are hashed on a thread beside the engine's; small ones, of which there may be very many, where they are.
     """
-    for name in plan.order:
-        tensor = contents.tensors[name]
-        if isinstance(tensor, torch.Tensor) and tensor.nbytes <= SMALL:  # of which there may be very many
-            whole = tensor_bytes(tensor)
-            yield whole
-            digests[name] = digest_bytes(whole)
-            continue
-        hasher = blake3()
-        for block in hot_blocks(tensor):
-            yield block
-            hasher.update(block)
-        digests[name] = hasher.hexdigest()
+    hashing = Behind(_hash, _BEHIND)
+    try:
+        for name in plan.order:
+            tensor = contents.tensors[name]
+            if isinstance(tensor, torch.Tensor) and tensor.nbytes <= _SMALL:
+                whole = tensor_bytes(tensor)
+                yield whole
+                digests[name] = digest_bytes(whole)
+                continue
+            hasher = blake3()
+            for block in hot_blocks(tensor):
+                yield block
+                hashing.give(partial(hasher.update, block))
+            hashing.give(partial(_note, digests, name, hasher))
+        hashing.finish()
+    finally:
+        hashing.stop()
+
+
+def _hash(step: Callable[[], object]) -> None:
+    step()
+
+
+def _note(digests: dict[str, str], name: str, hasher: blake3) -> None:
+    digests[name] = hasher.hexdigest()

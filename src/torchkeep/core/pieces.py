@@ -20,8 +20,8 @@ from .source import Buffer, Source, Swapped, check_range
 from .tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 
 BLOCK = 8 << 20
-SMALL = 1 << 20  # of this size and below, a tensor is one block
-_WINDOW = 4 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
+_HOT = 1 << 20
+_WINDOW = 2 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
 _ELEMENTS = 1 << 20  # converted at a time
 _AHEAD = 32 << 20
 
@@ -91,12 +91,12 @@ def blocks_of(tensor: AnyTensor) -> Iterator[Buffer]:
 def hot_blocks(tensor: AnyTensor) -> Iterator[Buffer]:
     """The same in smaller blocks, each of which is still in the processor's cache when it is hashed after a copy."""
     for block in blocks_of(tensor):
-        if len(block) <= SMALL:
+        if len(block) <= _HOT:
             yield block
         else:
             view = memoryview(block)
-            for start in range(0, len(view), SMALL):
-                yield view[start : start + SMALL]
+            for start in range(0, len(view), _HOT):
+                yield view[start : start + _HOT]
 
 
 def storage_blocks(tensor: LazyTensor, nbytes: int) -> Iterator[Buffer]:

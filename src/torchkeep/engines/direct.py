@@ -19,7 +19,7 @@ from .behind import Behind
 
 BLOCK = 4096  # offsets, lengths and addresses are multiples of this, which is enough for every common disk
 _CHUNK = 8 << 20
-_CHUNKS = 3
+_CHUNKS = 4
 _REFUSING = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 _SMALL = 1 << 16  # less is copied faster without letting go of the interpreter's lock
 
