@@ -188,7 +188,7 @@ def test_weights_that_change_outside_of_the_guard_are_noticed(tmp_path: Path) ->
     with torch.no_grad():
         model.head.weight.clamp_(-0.1, 0.1)
     gate.go.set()
-    with pytest.raises(SaveError, match=r"model/head\.weight .*changed while they were copied; nothing was committed"):
+    with pytest.raises(SaveError, match=r"model/head\.weight .*changed while it was copied; nothing was committed"):
         handle.result()
     assert run.snapshots == ()
     assert run.save(1, blocking=True, model=model, optimizer=optimizer).sequence == 1
@@ -583,7 +583,7 @@ def test_what_another_thread_changes_while_it_is_copied_is_not_committed(tmp_pat
 
     with tk.Run(tmp_path) as run:
         run._staging = Staging({"cpu": Meddling()})
-        with pytest.raises(SaveError, match=r"model/head\.bias .*changed while they were copied"):
+        with pytest.raises(SaveError, match=r"model/head\.bias .*changed while it was copied"):
             run.save(0, model=model, optimizer=optimizer, blocking=False)
         assert run.snapshots == ()
 

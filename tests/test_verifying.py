@@ -166,3 +166,34 @@ def test_a_damaged_marker_is_named_with_the_line_that_mends_it(run_folder: Path)
         tk.Run(run_folder).resume(model=TinyNet())
     marker.write_text(caught.value.hint.partition("torchkeep.json: ")[2])
     assert marker.read_text() == good and tk.verify(run_folder).ok
+
+
+def test_a_damaged_pack_names_the_snapshots_and_tensors_that_it_hurts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(30, 30))
+    with tk.Run(tmp_path) as run:
+        run.save(0, model=model)
+        with torch.no_grad():
+            model[1].weight.add_(1)
+        run.save(1)
+        model[0].weight.requires_grad_(False)
+        run.save(2)
+        tensor = run._archive.load(1).lazy["model/1.weight"]
+    place = Path(tensor.source.name)
+    data = bytearray(place.read_bytes())
+    data[tensor.storage.offset + 5] ^= 1  # a tensor that the first snapshot alone needs
+    place.write_bytes(data)
+    hurt = {damage.what: damage.tensors for damage in tk.verify(tmp_path).damaged if damage.tensors}
+    assert hurt == {"snapshot 1": ("model/1.weight",)}
+    place.unlink()
+    hurt = {damage.what: set(damage.tensors) for damage in tk.verify(tmp_path).damaged if damage.tensors}
+    others = {"model/0.weight", "model/0.bias", "model/1.bias"}
+    assert {name: lost & (others | {"model/1.weight"}) for name, lost in hurt.items()} == {
+        "snapshot 1": others | {"model/1.weight"},
+        "snapshot 2": others,
+        "snapshot 3": others,
+    }
+    with tk.Run(tmp_path) as run:  # and what is saved next relies on none of it
+        assert run.save(3, model=model).sequence == 4
+    fourth = [damage for damage in tk.verify(tmp_path).damaged if damage.what == "snapshot 4"]
+    assert fourth == []

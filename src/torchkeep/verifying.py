@@ -222,7 +222,9 @@ def _entries(
         reason = "is damaged" if ident in packs else "is missing"
         tally.damaged.append(
             Damage(
-                f"snapshot {body.sequence}", f"{len(names)} tensors, {names[0]} first: pack {ident[:12]}... {reason}"
+                f"snapshot {body.sequence}",
+                f"{len(names)} tensors, {names[0]} first: pack {ident[:12]}... {reason}",
+                tuple(names),
             )
         )
 

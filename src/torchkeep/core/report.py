@@ -238,10 +238,17 @@ class ResumeReport:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it was written, or that nothing can be checked against."""
+    """Something that is not as it was written, or that nothing can be checked against.
+
+    Attributes:
+        what: the file, the tensor, or the snapshot.
+        reason: what is wrong with it.
+        tensors: of a snapshot, the full names of the tensors that it has lost.
+    """
 
     what: str
     reason: str
+    tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

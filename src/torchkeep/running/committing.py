@@ -236,18 +236,13 @@ class Saving(Keeping):
         self._hook(objects)
         overlaps = self._guards and not self._inside  # within a guard the next line may change weights
         later = self._later(objects, live) if overlaps else {}
-        before = {name: tensor._version for name, tensor in live.items() if not tensor.is_inference()}
+        counts = _counts(live)
         copies.start(later)
-        torn = [name for name, version in before.items() if live[name]._version != version]
-        if torn:
-            raise SaveError(
-                f"{torn[0]} and {len(torn) - 1} others changed while they were copied; nothing was committed",
-                hint="let no other thread train while the run saves",
-            )
+        _check_still(counts, "let no other thread train while the run saves")
         self._copies, self._overlaps = copies, bool(later)
         if not overlaps:
             copies.order()
-        versions = [(name, tensor, tensor._version) for name, tensor in later.items()]
+        counts = _counts(later)
         unread = {name: moment.given.values[name] for name in moment.given.digests}
         rest = replace(moment, given=replace(moment.given, values=unread))  # nothing that was copied is kept alive
         live.clear()
@@ -255,14 +250,9 @@ class Saving(Keeping):
 
         def work(all_copied: Callable[[], None]) -> SaveReport:
             staged = copies.finish()
-            moved = [name for name, tensor, version in versions if tensor._version != version]
-            versions.clear()
+            _check_still(counts, "put `with run.guard():` around everything that changes weights")
+            counts.clear()
             all_copied()
-            if moved:
-                raise SaveError(
-                    f"{moved[0]} and {len(moved) - 1} others changed while they were copied; nothing was committed",
-                    hint="put `with run.guard():` around everything that changes weights",
-                )
             taken = replace(rest.given, values=unread | staged, private=frozenset(staged))
             return self._commit(replace(rest, given=taken), threads=min(2, THREADS))
 
@@ -383,3 +373,20 @@ class Saving(Keeping):
         if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
             self._parent = max(self._archive.sequences(), default=0)
         return self._parent
+
+
+def _counts(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, int]]:
+    """The tensors with torch's counts of their changes, where it counts them."""
+    return {name: (tensor, tensor._version) for name, tensor in tensors.items() if not tensor.is_inference()}
+
+
+def _check_still(counts: Mapping[str, tuple[torch.Tensor, int]], hint: str) -> None:
+    """Refuse copies of what changed while it was copied.
+
+    Raises:
+        SaveError: some tensor has another count.
+    """
+    changed = [name for name, (tensor, count) in counts.items() if tensor._version != count]
+    if changed:
+        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise SaveError(f"{changed[0]}{others} changed while it was copied; nothing was committed", hint=hint)
