@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from .core.live import spec_of
-from .core.memory import in_place
+from .core.memory import in_place, pages
 from .core.tensors import TensorSpec
 from .core.threads import THREADS, side_by_side
 
@@ -44,9 +43,7 @@ class HostMover:
 
     def memory(self, nbytes: int) -> torch.Tensor:
         """Memory whose pages are there, large ones where the system has them."""
-        block = mmap.mmap(-1, max(nbytes, 1))
-        with contextlib.suppress(OSError, AttributeError):
-            block.madvise(mmap.MADV_HUGEPAGE)
+        block = pages(max(nbytes, 1))
         whole = torch.frombuffer(block, dtype=torch.uint8)
         try:
             block.madvise(_POPULATE_WRITE)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 
 import torch
 
 from ..errors import UnsavableError
+
+
+def pages(nbytes: int) -> mmap.mmap:
+    """Memory of this process alone, beginning at a page, in large pages where the system has them.
+
+    Python's own default is memory shared with children, of which there are small pages only: a disk writes from those
+    a third slower.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def in_place(tensor: torch.Tensor) -> bool:

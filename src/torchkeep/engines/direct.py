@@ -7,13 +7,12 @@ not wait for it to be flushed.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import mmap
 import os
 
 import numpy as np
 
+from ..core.memory import pages
 from ..core.source import Buffer
 from .behind import Behind
 
@@ -117,9 +116,7 @@ class _Ring:
     """The buffers, in one piece of memory."""
 
     def __init__(self) -> None:
-        memory = mmap.mmap(-1, _CHUNKS * _CHUNK)
-        with contextlib.suppress(OSError, AttributeError):  # not every system has large pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = pages(_CHUNKS * _CHUNK)
         self.view = memoryview(memory)
         self.array = np.frombuffer(memory, np.uint8)
 
