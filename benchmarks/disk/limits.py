@@ -34,7 +34,7 @@ def _bytes(state: State) -> memoryview:
 @functools.cache
 def _aligned() -> memoryview:
     """One buffer that O_DIRECT can write from, filled and used again and again."""
-    buffer = mmap.mmap(-1, CHUNK)
+    buffer = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
     buffer.madvise(mmap.MADV_HUGEPAGE)
     np.random.default_rng(0).random(out=np.frombuffer(buffer, np.float64))
     return memoryview(buffer)
