@@ -27,6 +27,14 @@ from torchkeep.staging import CudaMover, HostMover, Staging
 from torchkeep.stores.local import LocalStore
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """SIGINT interrupts, also where the tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make(seed: int = 0) -> tuple[TinyNet, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     model = TinyNet()

@@ -155,7 +155,7 @@ def _place(
 
 
 def _about_views(plan: LoadPlan, places: Mapping[str, Place], views: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    targets = {plan.tied.get(move.target, move.target) for move in plan.moves}
+    targets = dict.fromkeys(plan.tied.get(move.target, move.target) for move in plan.moves)
     copied = [name for name in targets if name not in views and plan.target[name].nbytes]
     said = []
     if views:

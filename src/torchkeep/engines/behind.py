@@ -26,7 +26,9 @@ class Behind(Generic[T]):
             most: how many items may be given and not done yet.
         """
         self._work = work
-        self._room = threading.Semaphore(most)
+        self._room: SimpleQueue[None] = SimpleQueue()  # a semaphore could be left locked by a signal
+        for _ in range(most):
+            self._room.put(None)
         self._items: SimpleQueue[tuple[T] | None] = SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="torchkeep-write", daemon=True)
@@ -37,7 +39,7 @@ class Behind(Generic[T]):
         if not self._begun:
             self._begun = True
             self._thread.start()
-        self._room.acquire()
+        self._room.get()
         self._raise()
         self._items.put((item,))
 
@@ -69,4 +71,4 @@ class Behind(Generic[T]):
                 except BaseException as error:
                     self._error = error
             item = None  # what was written may go before the next one comes
-            self._room.release()
+            self._room.put(None)
