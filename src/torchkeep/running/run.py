@@ -20,7 +20,6 @@ from ..core.manifest import Body
 from ..core.report import ResumeReport, Skipped
 from ..core.retention import Policy
 from ..core.snapshot import Snapshot
-from ..core.source import Source
 from ..engines import reader_for
 from ..engines.files import AUTO, TEMPORARY, check_engine, sync_folder, write_file
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, ResumeWarning, UnsavableError
@@ -45,12 +44,8 @@ Batch = TypeVar("Batch")
 def local_store(path: str | os.PathLike[str], *, durable: bool = True, engine: str = AUTO) -> LocalStore:
     """The store of a run in a local folder."""
     write = partial(write_file, durable=durable, engine=check_engine(engine))
-    return LocalStore(path, write=write, read=_read, sync_folder=sync_folder, temporary=TEMPORARY, durable=durable)
-
-
-def _read(path: Path) -> Source:
-    """A file of a run, by the engine that suits where it lies."""
-    return reader_for(path)(path)
+    read = reader_for(path)  # asked once: all files of a run lie together
+    return LocalStore(path, write=write, read=read, sync_folder=sync_folder, temporary=TEMPORARY, durable=durable)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
