@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -14,28 +14,37 @@ from .tensors import TensorSpec
 Specs = Mapping[str, TensorSpec]
 
 
+class Pair(NamedTuple):
+    """A name of the source that a rule found, and how sure it is, from 0 to 1."""
+
+    source: str
+    confidence: float
+
+
 class Rule(Protocol):
     """Pairs names of a model with names of a source.
 
     `match` gets the names that no earlier rule has paired, and the pairs that earlier rules made, and returns
-    target -> source. It may look at names and specs only. A rule that cannot decide raises AmbiguousMatchError.
+    target -> source, or target -> Pair where it is less than sure. It may look at names and specs only. A rule that
+    cannot decide raises AmbiguousMatchError.
     """
 
     @property
     def name(self) -> str: ...
 
-    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]: ...
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> Mapping[str, str | Pair]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One tensor that fits: from a name in the source to a name in the model, found by a rule."""
+    """One tensor that fits: from a name in the source to a name in the model, found by a rule, more or less surely."""
 
     source: str
     target: str
     rule: str
     spec: TensorSpec
     cast_from: str = ""
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +88,17 @@ def make_plan(target: Specs, source: Specs, rules: Iterable[Rule], tied: Mapping
         tied: names of the model that share memory with an earlier name: loading one of them loads all.
     """
     tied = tied or {}
-    paired: dict[str, tuple[str, str]] = {}
+    paired: dict[str, tuple[Pair, str]] = {}
     used: set[str] = set()
     for rule in rules:
         left = {name: spec for name, spec in target.items() if name not in paired}
         free = {name: spec for name, spec in source.items() if name not in used}
-        for to, origin in rule.match(left, free, {name: origin for name, (origin, _) in paired.items()}).items():
-            paired[to] = (origin, rule.name)
-            used.add(origin)
+        for to, found in rule.match(left, free, {name: pair.source for name, (pair, _) in paired.items()}).items():
+            pair = Pair(found, 1.0) if isinstance(found, str) else found
+            paired[to] = (pair, rule.name)
+            used.add(pair.source)
     moves, mismatched = [], []
-    for name, (origin, rule_name) in paired.items():
+    for name, ((origin, confidence), rule_name) in paired.items():
         reason = _reason(target[name], source[origin])
         if reason:
             mismatched.append(Mismatch(origin, name, rule_name, reason))
@@ -96,7 +106,7 @@ def make_plan(target: Specs, source: Specs, rules: Iterable[Rule], tied: Mapping
             cast = (
                 str(source[origin].dtype).removeprefix("torch.") if source[origin].dtype != target[name].dtype else ""
             )
-            moves.append(Move(origin, name, rule_name, target[name], cast))
+            moves.append(Move(origin, name, rule_name, target[name], cast, confidence))
     order = {name: position for position, name in enumerate(target)}
     moves.sort(key=lambda move: order[move.target])
     reached = {tied.get(move.target, move.target) for move in moves}
