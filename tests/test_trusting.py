@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 import torchkeep as tk
 from models import state_bits
+from torchkeep.core import digests
 from torchkeep.errors import FrozenChangedWarning
 from torchkeep.running import archive, trust
 
@@ -24,17 +24,13 @@ BLOCKS = 20
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The addresses of the tensors that a save hashes."""
     found: list[int] = []
-    real, one = archive.digest_tensors, trust.digest_tensor
-
-    def many(tensors: Sequence[torch.Tensor], threads: int = 1) -> list[str]:
-        found.extend(tensor.data_ptr() for tensor in tensors)
-        return real(tensors, threads)
+    real = digests.digest_tensor
 
     def single(tensor: torch.Tensor) -> str:
         found.append(tensor.data_ptr())
-        return one(tensor)
+        return real(tensor)
 
-    monkeypatch.setattr(archive, "digest_tensors", many)
+    monkeypatch.setattr(digests, "digest_tensor", single)
     monkeypatch.setattr(trust, "digest_tensor", single)
     return found
 

@@ -20,10 +20,11 @@ from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenErr
 from .formats._dispatch import recognise
 from .formats.safetensors import Safetensors, read_header, stored_tensors
 from .opening import PathLike, as_source
-from .running.archive import MARKER, MARKER_BYTES, Archive, pack_key
+from .running.archive import MARKER, MARKER_BYTES, Archive
 from .running.journal import HISTORY
 from .running.retention import PRUNED, pruned_spans
 from .running.run import local_store
+from .running.stored import pack_key
 from .running.tags import TAGS, pointed
 from .stores import Store
 from .writing import Progress

@@ -17,9 +17,9 @@ from .core.digests import digest_bytes
 from .core.memory import tensor_bytes
 from .core.pieces import hot_blocks
 from .core.report import SaveReport
-from .core.source import Buffer
+from .core.source import Buffer, Head
 from .engines.behind import Behind
-from .engines.files import AUTO, Head, write_file
+from .engines.files import AUTO, write_file
 from .errors import SaveError
 from .formats.layout import Layout, lay_out_file, with_digests
 from .sharding import split

@@ -29,6 +29,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _inside(model: nn.Module) -> tuple[str, nn.Module] | None:
     """What a wrapper wraps, and under which key; None for any other module."""
+    if not model._modules:  # most are leaves, and this is asked of every module again and again
+        return None
     for key in _WRAPPED:
         if key in model._modules and model._modules[key] is not None:  # a ScriptModule's dict has no get
             return key, model._modules[key]  # type: ignore[return-value]
@@ -44,11 +46,17 @@ def named_modules(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Mo
     >>> [path for path, _ in named_modules(nn.ModuleDict({"encoder": inner}))]
     ['', 'encoder', 'encoder.0']
     """
+    found: list[tuple[str, nn.Module]] = []
+    _walk(model, path, found)
+    return iter(found)
+
+
+def _walk(model: nn.Module, path: str, found: list[tuple[str, nn.Module]]) -> None:
     module = unwrapped(model)
-    yield path, module
+    found.append((path, module))
     for key, child in module._modules.items():
         if child is not None:
-            yield from named_modules(child, f"{path}.{key}" if path else key)
+            _walk(child, f"{path}.{key}" if path else key, found)
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,19 @@ import numpy as np
 from ..errors import CorruptCheckpointError
 
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first bytes of a file, which are only known when all others were written.
+
+    Attributes:
+        nbytes: how many they are, a multiple of 4096.
+        make: makes them.
+    """
+
+    nbytes: int
+    make: Callable[[], bytes]
 
 
 class Source(Protocol):

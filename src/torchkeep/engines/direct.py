@@ -19,6 +19,7 @@ from .behind import Behind
 BLOCK = 4096  # offsets, lengths and addresses are multiples of this, which is enough for every common disk
 _CHUNK = 8 << 20
 _CHUNKS = 4
+_FIRST = 1 << 20  # so much is handed over first, and then twice as much each time: the disk begins sooner
 _REFUSING = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
 _SMALL = 1 << 16  # less is copied faster without letting go of the interpreter's lock
 
@@ -38,6 +39,7 @@ class Direct:
         self._fd = fd
         self._offset = os.lseek(fd, 0, os.SEEK_CUR)
         self._buffer = self._filled = 0
+        self._limit = _FIRST
         able = self._offset % BLOCK == 0 and os.fstat(fd).st_dev not in _refused
         self.name = "direct" if able and _set_direct(fd, on=True) else "buffered"
         self._ring: _Ring | None = _taken()
@@ -46,22 +48,37 @@ class Direct:
 
     def write(self, piece: Buffer) -> None:
         """The next bytes; they are copied before this returns."""
-        if len(piece) <= min(_SMALL, _CHUNK - self._filled):
+        if not len(piece):
+            self._pause()
+        elif len(piece) <= min(_SMALL, self._limit - self._filled):
             start = self._buffer * _CHUNK + self._filled
             self._view[start : start + len(piece)] = piece
-            self._filled += len(piece)
-            if self._filled == _CHUNK:
-                self._flush()
-            return
-        data = np.frombuffer(piece, np.uint8)
-        while len(data):
-            part = data[: _CHUNK - self._filled]
-            start = self._buffer * _CHUNK + self._filled
-            self._array[start : start + len(part)] = part
-            self._filled += len(part)
-            data = data[len(part) :]
-            if self._filled == _CHUNK:
-                self._flush()
+            self._fill(len(piece))
+        else:
+            data = np.frombuffer(piece, np.uint8)
+            while len(data):
+                part = data[: self._limit - self._filled]
+                start = self._buffer * _CHUNK + self._filled
+                self._array[start : start + len(part)] = part
+                self._fill(len(part))
+                data = data[len(part) :]
+
+    def _fill(self, nbytes: int) -> None:
+        self._filled += nbytes
+        if self._filled == self._limit:
+            self._limit = min(2 * self._limit, _CHUNK)
+            self._flush()
+
+    def _pause(self) -> None:
+        """Hand over the whole blocks that there are, if they are worth it."""
+        rest = self._filled % BLOCK
+        if self._filled - rest >= _FIRST:
+            end = self._buffer * _CHUNK + self._filled
+            self._filled -= rest
+            self._flush()
+            start = self._buffer * _CHUNK
+            self._view[start : start + rest] = self._view[end - rest : end]
+            self._filled = rest
 
     def finish(self) -> None:
         """Wait until the system has all of it; the descriptor goes through the page cache from then on."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..core.source import Buffer
+from ..core.source import Buffer, Head
 from ..errors import CommitUnknownError, save_error
 from .buffered import Buffered, write_all
 from .direct import BLOCK, Direct
@@ -23,7 +23,10 @@ _DIRECT_FROM = 4 << 20  # less than this is durable sooner through the page cach
 
 
 class Writer(Protocol):
-    """What an engine does with an open file: takes its bytes in order, from a multiple of 4096 on."""
+    """What an engine does with an open file: takes its bytes in order, from a multiple of 4096 on.
+
+    An empty piece says that the next one may take a while: what there is may be written meanwhile.
+    """
 
     name: str
 
@@ -32,19 +35,6 @@ class Writer(Protocol):
     def finish(self) -> None: ...
 
     def stop(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Head:
-    """The first bytes of a file, which are only known when all others were written.
-
-    Attributes:
-        nbytes: how many they are, a multiple of 4096.
-        make: makes them.
-    """
-
-    nbytes: int
-    make: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -64,18 +54,20 @@ def write_file(
     durable: bool = True,
     engine: str = AUTO,
     head: Head | None = None,
+    name: Callable[[], str] | None = None,
 ) -> Written:
     """Write a file under a temporary name, make it durable, then give it its name in one step.
 
     Args:
-        path: the final name.
+        path: the final name, or that of the folder and anything where `name` tells the final one.
         pieces: the bytes, in order; after the head, if there is one. None may change before this returns.
-        nbytes: expected total, reserved beforehand so that a full disk is noticed before anything is written.
+        nbytes: the most that it will be, reserved beforehand so that a full disk is noticed before anything is written.
         replace: take the place of an existing file; otherwise an existing file stays.
         durable: wait until the disk has the bytes and the name.
         engine: `direct` or `buffered`; `auto` takes direct for large durable files. Where direct I/O is refused it is
             buffered all the same.
         head: the first bytes, if they are known only at the end.
+        name: the last part of the final name, if it is known only when all is written, the head too.
 
     Raises:
         NoSpaceError: the disk is full; the temporary file is gone and an existing file is as it was.
@@ -88,6 +80,7 @@ def write_file(
     try:
         try:
             used = _fill(temporary, asked, nbytes, durable, engine, head)
+            path = path if name is None else path.with_name(name())
             committed = _publish(temporary, path, replace)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -131,6 +124,8 @@ def _fill(path: Path, asked: _Counted, nbytes: int, durable: bool, engine: str, 
         if head is not None:
             os.lseek(fd, 0, os.SEEK_SET)
             write_all(fd, [head.make()])
+            if head.nbytes + asked.nbytes < nbytes:
+                os.ftruncate(fd, head.nbytes + asked.nbytes)
         if durable:
             os.fsync(fd)
         return writer.name

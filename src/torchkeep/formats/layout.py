@@ -44,10 +44,10 @@ def without_code(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[str, tuple[
     }
 
 
-def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Layout:
+def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], *, room: int = 0) -> Layout:
     """Order bytes by the size of the elements, largest first, so that each tensor starts at a multiple of it.
 
-    The header lists the tensors in the order in which they are given.
+    The header lists the tensors in the order in which they are given, and takes `room` bytes or more.
     """
     if _METADATA in specs:
         raise UnsavableError(
@@ -70,6 +70,7 @@ def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> Lay
         shape = spec.shape if code else (nbytes,)
         header[name] = {"dtype": code or "U8", "shape": shape, "data_offsets": (start, end)}
     text = msgspec.json.encode(header)
+    text += b" " * (max(room, len(text) + 8) - len(text) - 8)
     text += b" " * (-(len(text) + 8) % _ALIGN)
     if len(text) > Limits().header_bytes:
         raise UnsavableError(

@@ -22,7 +22,9 @@ from ..core.spans import Span, gaps, joined, span_text, spans_of, within
 from ..core.table import human_bytes, shorten
 from ..errors import CorruptCheckpointError, KeyNotFoundError, NoSpaceError, SelectorError
 from ..stores import Store
-from .archive import CONDEMNED, PACKS, SNAPSHOTS, Archive, manifest_key, pack_key
+from .archive import Archive
+from .packs import CONDEMNED
+from .stored import PACKS, SNAPSHOTS, manifest_key, pack_key
 from .tags import TAGS, read_tags
 
 PRUNED = "pruned.json"

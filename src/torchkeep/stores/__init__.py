@@ -13,8 +13,9 @@ class Store(Protocol):
 
     A store may have more, which is used where it is there: `lock` and `unlock` keep other writers out,
     `guard(exclusive)` keeps saving and removing apart, `age(key)` tells seconds since a key was written,
-    `flush(prefix)` makes removals durable, `leftovers()` lists what a crash left unfinished, `engine` is text
-    that says how the last `put` wrote. `stores/local.py` has all of them.
+    `flush(prefix)` makes removals durable, `put_named` takes bytes before it is known what they are called,
+    `leftovers()` lists what a crash left unfinished, `engine` is text that says how the last `put` wrote.
+    `stores/local.py` has all of them.
     """
 
     def put(self, key: str, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = False) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.source import Buffer, Source
+from ..core.source import Buffer, Head, Source
 from ..errors import CheckpointNotFoundError, KeyNotFoundError, RunLockedError, save_error
 
 LOCK, GUARD = "lock", "guard"
@@ -33,7 +33,16 @@ class Written(Protocol):
 class WriteFile(Protocol):
     """What a store needs of a writing engine."""
 
-    def __call__(self, path: Path, pieces: Iterable[Buffer], *, nbytes: int = 0, replace: bool = True) -> Written: ...
+    def __call__(
+        self,
+        path: Path,
+        pieces: Iterable[Buffer],
+        *,
+        nbytes: int = 0,
+        replace: bool = True,
+        head: Head | None = None,
+        name: Callable[[], str] | None = None,
+    ) -> Written: ...
 
 
 class LocalStore:
@@ -94,6 +103,24 @@ class LocalStore:
         path = self._path(key)
         self._make_folder(path.parent, nbytes)
         written = self._write(path, pieces, nbytes=nbytes, replace=replace)
+        self.engine = written.engine
+        return written.committed
+
+    def put_named(
+        self, prefix: str, name: Callable[[], str], pieces: Iterable[Buffer], *, nbytes: int, head: Head
+    ) -> bool:
+        """`put` bytes whose beginning, and whose key under a prefix, are known when all others are written.
+
+        Args:
+            prefix: ends in `/`.
+            name: the rest of the key; asked for after `head`.
+            pieces: the bytes after the head.
+            nbytes: the most that all of it will be.
+            head: the first bytes.
+        """
+        folder = self._path(prefix.rstrip("/"))
+        self._make_folder(folder, nbytes)
+        written = self._write(folder / "new", pieces, nbytes=nbytes, replace=False, head=head, name=name)
         self.engine = written.engine
         return written.committed
 
