@@ -33,7 +33,7 @@ _PARTS = {
     "nested": ("buffer", "sizes", "strides", "offsets"),
 }
 _NOTHING = msgspec.Raw(b"")
-_SHORT, _FEW = 1 << 16, 1000  # bytes of tree and module, and tensors, up to which they are decoded at once
+_SHORT, _FEW = 1 << 13, 100  # bytes of tree and module, and tensors, up to which they are decoded at once
 _UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
