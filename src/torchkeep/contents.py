@@ -141,8 +141,8 @@ def contents_of(
     own = {name: tensor for name, tensor in tensors.items() if name not in tied and name not in empty}
     specs = {name: spec_of(tensor) for name, tensor in own.items()}
     most = Limits().expanded_bytes
-    for name, spec in specs.items():
-        if spec.nbytes > most:
+    if any(spec.nbytes > most for spec in {id(spec): spec for spec in specs.values()}.values()):  # they are few
+        for name in own:
             _check_expanded(name, own[name], most)
     shared = shared_storages(own)
     if shared:
@@ -216,13 +216,15 @@ def _taken_to_parts(tensors: Mapping[str, AnyTensor]) -> tuple[dict[str, AnyTens
 
 
 def _is_row_major(tensor: AnyTensor) -> bool:
-    if isinstance(tensor, LazyTensor):
-        return tensor.numel() < 2 or tensor.stride == contiguous_stride(tensor.spec.shape)
-    return tensor.is_contiguous()
+    if isinstance(tensor, torch.Tensor):
+        return tensor.is_contiguous()
+    return tensor.numel() < 2 or tensor.stride == contiguous_stride(tensor.spec.shape)
 
 
 def device_of(tensor: AnyTensor) -> str:
     """The device as text."""
+    if isinstance(tensor, torch.Tensor) and tensor.is_cpu:
+        return "cpu"
     return _device_text(tensor.device)
 
 

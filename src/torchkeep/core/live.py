@@ -193,12 +193,12 @@ def shared_storages(tensors: Mapping[str, AnyTensor]) -> list[str]:
     first: dict[int, str] = {}
     shared: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, LazyTensor):
-            storage = id(tensor.storage) if tensor.storage is not None and tensor.nbytes else 0
-        elif tensor.layout is torch.strided and not tensor.is_meta and tensor.nbytes:
-            storage = tensor.untyped_storage().data_ptr()
+        if isinstance(tensor, torch.Tensor):
+            if tensor.layout is not torch.strided or not tensor.numel():
+                continue
+            storage = tensor.untyped_storage().data_ptr()  # 0 on the meta device
         else:
-            continue
+            storage = id(tensor.storage) if tensor.storage is not None and tensor.nbytes else 0
         if first.setdefault(storage, name) is not name and storage:
             shared.setdefault(storage, [first[storage]]).append(name)
     return [name for names in shared.values() for name in names]

@@ -13,6 +13,7 @@ from ..core.facts import KEY, NO_DIGEST, FileFacts
 from ..core.limits import Limits
 from ..core.tensors import DTYPES, TensorSpec, dtype_name
 from ..errors import UnsavableError
+from ._pause import collector_paused
 from ._short import shortened
 
 _METADATA = "__metadata__"
@@ -44,6 +45,7 @@ def without_code(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[str, tuple[
     }
 
 
+@collector_paused()
 def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], *, room: int = 0) -> Layout:
     """Order bytes by the size of the elements, largest first, so that each tensor starts at a multiple of it.
 
@@ -80,6 +82,7 @@ def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], *, roo
     return Layout(len(text).to_bytes(8, "little") + text, tuple(order), len(text) + 8 + end)
 
 
+@collector_paused()
 def lay_out_file(specs: Mapping[str, TensorSpec], facts: FileFacts, metadata: Mapping[str, str]) -> Layout:
     """The layout of a file with facts, in their short form, in front of the other metadata."""
     text = msgspec.json.encode(shortened(facts, specs)).decode()
