@@ -426,7 +426,7 @@ def test_misuse_is_named(tmp_path: Path) -> None:
 
 # -- crashes ----------------------------------------------------------------------------------------------------
 
-CALLS = ("fsync", "link", "writev", "pwrite", "posix_fallocate", "unlink", "open", "replace", "close")
+CALLS = ("fsync", "link", "writev", "pwrite", "posix_fallocate", "ftruncate", "unlink", "open", "replace", "close")
 
 
 def dies_at(

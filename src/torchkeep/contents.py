@@ -142,8 +142,8 @@ def contents_of(
     specs = {name: spec_of(tensor) for name, tensor in own.items()}
     most = Limits().expanded_bytes
     if any(spec.nbytes > most for spec in {id(spec): spec for spec in specs.values()}.values()):  # they are few
-        for name in own:
-            _check_expanded(name, own[name], most)
+        for name, tensor in own.items():
+            _check_expanded(name, tensor, most)
     shared = shared_storages(own)
     if shared:
         notes.append(f"{len(shared)} tensors were views of shared storages and are written apart: {shared[0]}, ...")

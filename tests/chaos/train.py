@@ -29,6 +29,8 @@ def main() -> None:
     batches = [(torch.randn(16, 4, generator=data), torch.randint(3, (16,), generator=data)) for _ in range(4)]
 
     with tk.Run(options.out / "run", engine=options.engine, durable=not options.careless) as run:
+        if options.engine == "direct":
+            run._archive.stream_from = 0  # so that packs as small as these are streamed
         start = run.resume(model=model, optimizer=optimizer)
         print(f"resumed: {start} epochs were done")
         for epoch in range(start, options.epochs):

@@ -113,7 +113,9 @@ def test_a_disk_that_is_full_at_any_write(tmp_path: Path, saved: bool, mode: Mod
         if failing.hit is None:
             break
         kinds.add(failing.hit.kind)
-        assert refused or failing.hit.path.startswith("run/tags") or "run/lock" in failing.hit.path, failing.hit
+        spared = failing.hit.path.startswith("run/tags") or "run/lock" in failing.hit.path
+        spared |= mode.engine == "direct" and "run/packs" in failing.hit.path  # then it is tried without a stream
+        assert refused or spared, failing.hit
         train(model, optimizer)
         sequence = run.save(7, model=model, optimizer=optimizer).sequence
         assert sequence == saved + 1 + (not refused)

@@ -25,7 +25,6 @@ from .stored import PACKS, Stored, pack_key
 
 CONDEMNED = "condemned.json"
 _AGAIN = "again"  # in the header of a pack: how often one with these tensors was condemned and written anew
-_STREAM_FROM = 4 << 20  # less than this is written as soon as all of it is hashed
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,13 @@ NO_PACK = Pack()
 
 
 class Packs(Stored):
-    """The packs of a run, and how more of them come to be."""
+    """The packs of a run, and how more of them come to be.
+
+    Attributes:
+        stream_from: bytes; less that may be new than this is written when all of it is hashed.
+    """
+
+    stream_from = 4 << 20
 
     def _order(self, values: Mapping[str, torch.Tensor]) -> list[str]:
         """In which order to hash: what probably is new as it will be written, then the rest, the largest first."""
@@ -66,7 +71,7 @@ class Packs(Stored):
         put = getattr(self._store, "put_named", None)
         likely = [name for name in given.values if name not in given.digests and name not in self._settled]
         specs = {name: given.members[name].spec for name in likely}
-        if put is None or sum(spec.nbytes for spec in specs.values()) < _STREAM_FROM:
+        if put is None or sum(spec.nbytes for spec in specs.values()) < self.stream_from:
             return NO_PACK
         most = _layout(specs)
         stream = _Stream(given, ahead, specs, most, lambda content: self._may_have(content, usable))
