@@ -261,11 +261,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("optimizer", self.provenance.optimizer),
                 ("model under", container),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
-                ("surgery", "; ".join(map(str, self.surgery))),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
             rows=tuple(rows),
-            notes=tuple(str(finding) for finding in self.findings),
+            notes=(*map(str, self.findings), *(f"surgery: {operation}" for operation in self.surgery)),
         )
 
     def __str__(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,13 +84,21 @@ def constructor_of(layer: nn.Module, cls: type[nn.Module]) -> dict[str, Any] | N
     for without in ("bias", None):  # LayerNorm and BatchNorm without any parameters have no bias either way
         keywords = {name: value for name, value in found.items() if name != without}
         try:
-            with torch.device("meta"):
+            with _sketching():
                 again = cls(**keywords)
         except (TypeError, ValueError, RuntimeError):
             continue
         if same_structure(layer, again):
             return keywords
     return None
+
+
+@contextmanager
+def _sketching() -> Iterator[None]:
+    """Modules are made without values, and without what their constructors warn of."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _value_of(layer: nn.Module, cls: type[nn.Module], name: str) -> Any:
@@ -135,7 +145,7 @@ def describe(module: nn.Module, model: nn.Module) -> dict[str, Any]:
             return {"shared": path}
     said = _description(module)
     try:
-        with torch.device("meta"):
+        with _sketching():
             again = build(said, {})
     except SurgeryError:
         return said

@@ -38,9 +38,9 @@ _KEEPING = (
 def remove(model: nn.Module, name: str, *, example: Any = None, renumber: bool = False) -> Change:
     """Take a module out: an `nn.Identity` stands in its place, so that the other layers keep their names.
 
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
     >>> print(remove(model, "1"))
-    remove 1: BatchNorm1d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True) -> Identity()
+    remove 1: Dropout(p=0.5, inplace=False) -> Identity()
 
     Without an example only layers are taken out of which it is known that they give the shape they take. Of a layer
     that has other names too, or shares weights with another, this place alone is changed.
@@ -78,6 +78,8 @@ def removed(site: Site, *, renumber: bool, example: Any = None) -> Change:
     call = None if example is None else calls(site.model, example).get(name)
     if example is not None and call is None:
         notes.append("the example does not go through it")
+    if call is not None and not renumber:
+        _check_kind(call)
 
     def change() -> None:
         if renumber:
@@ -93,6 +95,15 @@ def removed(site: Site, *, renumber: bool, example: Any = None) -> Change:
             error.message = f"{name!r} takes {call.took} and gives {call.gave}; {error.message}"
         raise
     return Change("remove", name, before, _OUT if renumber else _IDENTITY, "; ".join(notes), check)
+
+
+def _check_kind(call: Call) -> None:
+    """Refuse to put an Identity where more than a tensor comes out."""
+    if not call.keeps_kind:
+        raise SurgeryError(
+            f"{call.path!r} takes {call.took} and gives {call.gave}, so nothing can be handed on in its place",
+            hint="replace it by a module that gives the like, or change what is around it",
+        )
 
 
 def _check_parent(site: Site) -> None:
@@ -319,7 +330,14 @@ def truncate(model: nn.Module, at: str, *, example: Any = None) -> Change:
                 f"{step.name!r} is in a {type(parent).__name__}, and nothing says in which order that calls its parts",
                 hint="pass example=, an input of the model",
             )
-        (out if ordered else identity).extend(behind)
+        for path in behind:
+            if ordered:
+                out.append(path)
+            else:
+                _without(model, path, called, identity, out)
+    for path in identity if called is not None else ():
+        if path in called:
+            _check_kind(called[path])
     identity = [path for path in identity if type(site_of(model, path).layer) is not nn.Identity]
     if not identity and not out:
         return Change("truncate", at, "nothing behind it", "nothing behind it", "it is the last already")
@@ -370,6 +388,22 @@ def _behind(step: Site, called: Mapping[str, Call] | None) -> list[str]:
     return [
         path for path in everyone if (path in later if first[path] is None else first[path] > end) and path != step.name
     ]
+
+
+def _without(
+    model: nn.Module, path: str, called: Mapping[str, Call] | None, identity: list[str], out: list[str]
+) -> None:
+    """How a module is done without: lists become empty, what only holds others is entered, the rest is Identity."""
+    module = site_of(model, path).layer
+    children = [f"{path}.{key}" for key, child in module._modules.items() if child is not None]
+    held = called is not None and path not in called and any(_inside(model, child, called) for child in children)
+    if isinstance(module, nn.ModuleList):
+        out.extend(children)
+    elif isinstance(module, nn.ModuleDict) or held:
+        for child in children:
+            _without(model, child, called, identity, out)
+    else:
+        identity.append(path)
 
 
 def _inside(model: nn.Module, path: str, called: Mapping[str, Call]) -> list[Call]:

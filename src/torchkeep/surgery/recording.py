@@ -24,11 +24,17 @@ def history(model: nn.Module) -> tuple[Operation, ...]:
     return tuple(_gathered(unwrapped(model), set()))
 
 
+def settle(model: nn.Module) -> None:
+    """Let a model take over the records of its parts, under the names that these have now."""
+    known = history(model)
+    forget(model.modules())
+    if known:
+        _attach(model, known)
+
+
 def record(model: nn.Module, operation: Operation) -> None:
-    """Remember an operation with the model, after all that is known of its parts."""
-    _attach(model, [*history(model), operation])
-    for part in list(model.modules())[1:]:
-        part.__dict__.pop(_RECORD, None)
+    """Remember an operation with a model that is settled."""
+    _attach(model, [*read(model.__dict__.get(_RECORD, ())), operation])
 
 
 def forget(modules: Iterable[nn.Module]) -> None:
@@ -38,7 +44,7 @@ def forget(modules: Iterable[nn.Module]) -> None:
 
 
 def _gathered(model: nn.Module, seen: set[int]) -> Iterator[Operation]:
-    """Its own record, then those of its parts: each verb takes theirs over first, so these are later."""
+    """Its own record, then those of its parts: each verb settles the model first, so these are later."""
     if id(model) in seen:
         return
     seen.add(id(model))
@@ -62,6 +68,6 @@ def read(operations: Any) -> list[Operation]:
         ) from error
 
 
-def _attach(model: nn.Module, operations: list[Operation]) -> None:
+def _attach(model: nn.Module, operations: Iterable[Operation]) -> None:
     """Plain values, so that a pickle of the model needs no torchkeep to be read."""
-    model.__dict__[_RECORD] = msgspec.to_builtins(operations)
+    model.__dict__[_RECORD] = msgspec.to_builtins(list(operations))

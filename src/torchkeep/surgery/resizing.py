@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from ..core.operations import Operation
 from ..errors import SurgeryError
 from ..freezing import is_held
 from .layers import CONVS, Change, Conv, Site, check_count, find, owners, site_of
-from .recording import record
-from .trial import carried_out, dry, mapped, shapes, undone_on_failure
+from .trial import carried_out, mapped, shapes
 
 # Attributes under which models keep the number of classes for themselves.
 _COUNTS = ("num_classes", "n_classes", "num_labels", "out_features")
@@ -104,22 +103,10 @@ def adapt_input(model: nn.Module, channels: int, *, name: str | None = None, exa
     def change() -> None:
         site.replace({"weight": weight, "bias": layer.bias}, in_channels=channels)
 
-    check = _compared(site, operation, change, example, old)
+    given, wanted = (None, None) if example is None else _both(example, old, channels)
+    check = carried_out(site.model, operation, change, given, then=wanted)
     after = repr(site_of(site.model, site.name).layer)
     return Change("adapt_input", site.name, before, after, note, check)
-
-
-def _compared(site: Site, operation: Operation, change: Callable[[], None], example: Any, old: int) -> str:
-    """Carry out the change of channels, and say how what the model gives for the same image differs."""
-    if example is None:
-        return carried_out(site.model, operation, change)
-    given, wanted = _both(example, old, operation.arguments["channels"])
-    before = dry(site.model, given)
-    with undone_on_failure(site.model):
-        change()
-        after = dry(site.model, wanted, f"after {operation} the model fails on the example")
-        record(site.model, operation)
-    return f"{shapes(before)} -> {shapes(after)}{_difference(before, after)}"
 
 
 def _both(example: Any, old: int, channels: int) -> tuple[Any, Any]:
@@ -150,12 +137,6 @@ def _both(example: Any, old: int, channels: int) -> tuple[Any, Any]:
             hint="pass an input of the model as it is",
         )
     return pair
-
-
-def _difference(before: Any, after: Any) -> str:
-    if not isinstance(before, torch.Tensor) or before.is_meta or before.shape != after.shape:
-        return ""
-    return f", different by {float((before - after).abs().max()) if before.numel() else 0.0:.1g} at most"
 
 
 def _fresh(site: Site, classes: int) -> dict[str, nn.Parameter | None]:

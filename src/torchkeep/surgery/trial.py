@@ -18,7 +18,7 @@ from ..core.live import named_modules, named_parameters, spec_of, unwrapped
 from ..core.operations import Operation
 from ..core.table import shorten
 from ..errors import SurgeryError
-from .recording import record
+from .recording import record, settle
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -204,15 +204,20 @@ class Call:
         path: of the module.
         started, ended: of its first call and of its last.
         times: how often it was called.
-        took, gave: the first positional argument of the last call, and the result.
+        took, gave: the first positional argument of the last call, and the result, by dtypes and shapes.
     """
 
     path: str
     started: int
     ended: int
     times: int
-    took: Any
-    gave: Any
+    took: str
+    gave: str
+
+    @property
+    def keeps_kind(self) -> bool:
+        """Whether it gave a tensor for a tensor: nothing else can be handed on in its place."""
+        return self.took[:1] not in "({" and self.gave[:1] not in "({"
 
 
 def calls(model: nn.Module, example: Any) -> dict[str, Call]:
@@ -242,22 +247,39 @@ def calls(model: nn.Module, example: Any) -> dict[str, Call]:
     return found
 
 
-def carried_out(model: nn.Module, operation: Operation, change: Callable[[], Any], example: Any = None) -> str:
+def carried_out(
+    model: nn.Module, operation: Operation, change: Callable[[], Any], example: Any = None, *, then: Any = None
+) -> str:
     """Change a model and remember it; where that or a dry forward after it fails, the model is as it was.
 
+    Args:
+        model: the model.
+        operation: what is remembered.
+        change: does it.
+        example: an input of the model before.
+        then: an input after, for which it should give the same; the same one if None.
+
     Returns:
-        What the model gave for the example before and after; empty without one.
+        What the model gave before and after; empty without an example.
 
     Raises:
         SurgeryError: the model fails on the example, before or after.
     """
-    before = None if example is None else shapes(dry(model, example))
+    before = None if example is None else dry(model, example)
+    after: Any = None
     with undone_on_failure(model):
+        settle(model)
         change()
-        blame = f"after {operation} the model fails on the example"
-        after = None if example is None else shapes(dry(model, example, blame))
+        if example is not None:
+            blame = f"after {operation} the model fails on the example"
+            after = dry(model, example if then is None else then, blame)
         record(model, operation)
-    return "" if example is None else f"{before} -> {after}"
+    if example is None:
+        return ""
+    said = f"{shapes(before)} -> {shapes(after)}"
+    if then is None or not isinstance(before, torch.Tensor) or before.is_meta or before.shape != after.shape:
+        return said
+    return f"{said}, different by {float((before - after).abs().max()) if before.numel() else 0.0:.1g} at most"
 
 
 def target_of(model: nn.Module) -> nn.Module:
