@@ -13,7 +13,7 @@ from ..errors import CorruptCheckpointError
 _PLACES = ("after", "before", "identity", "out")
 
 
-class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
+class Operation(msgspec.Struct, frozen=True):
     """One change of a model: `str(operation)` says it in a line.
 
     Attributes:

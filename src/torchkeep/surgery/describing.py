@@ -106,12 +106,13 @@ def _value_of(layer: nn.Module, cls: type[nn.Module], name: str) -> Any:
     value = special(layer) if special else getattr(layer, name, _ABSENT)
     if name == "bias" and not special and (value is None or isinstance(value, torch.Tensor)):
         return value is not None
-    return value if value is _ABSENT or _is_plain(value) else _UNKNOWN
+    return value if value is _ABSENT or is_plain(value) else _UNKNOWN
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether JSON can say a value: a number, text, None, or lists of them."""
     if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -158,14 +159,14 @@ def _description(module: nn.Module) -> dict[str, Any]:
         return {"class": class_path(module), "children": children}
     keywords = constructor_of(module, type(module)) if torch_class(type(module)) is type(module) else None
     said = {"class": class_path(module)}
-    return said if keywords is None else said | {"kwargs": _listed(keywords)}
+    return said if keywords is None else said | {"kwargs": listed(keywords)}
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """The value as JSON has it."""
     if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (tuple, list)) else value
+        return {key: listed(item) for key, item in value.items()}
+    return [listed(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def tupled(value: Any) -> Any:

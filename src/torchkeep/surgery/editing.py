@@ -335,9 +335,9 @@ def truncate(model: nn.Module, at: str, *, example: Any = None) -> Change:
                 out.append(path)
             else:
                 _without(model, path, called, identity, out)
-    for path in identity if called is not None else ():
-        if path in called:
-            _check_kind(called[path])
+    for call in (called or {}).values():
+        if call.path in identity:
+            _check_kind(call)
     identity = [path for path in identity if type(site_of(model, path).layer) is not nn.Identity]
     if not identity and not out:
         return Change("truncate", at, "nothing behind it", "nothing behind it", "it is the last already")

@@ -19,11 +19,11 @@ from ..core.operations import Operation
 from ..core.table import shorten
 from ..errors import SurgeryError
 from ..freezing import NORMS, View
+from .describing import is_plain, listed
 from .layers import OLD_HOOKS, Change
 from .trial import Values, carried_out, kept_generators, target_of, version_of
 
 _WAYS = ("reset_parameters", "_reset_parameters")
-_OPTIONS = (bool, int, float, str, type(None))
 
 
 def reinitialise(
@@ -77,7 +77,7 @@ def reinitialise(
             )
 
     text = _texts(selection)
-    arguments: dict[str, Any] = {"selector": text, "scheme": scheme, "options": dict(options)}
+    arguments: dict[str, Any] = {"selector": text, "scheme": scheme, "options": listed(options)}
     arguments["seed"] = seed if isinstance(seed, int) else None
     operation = Operation(
         "reinitialise", "", {key: value for key, value in arguments.items() if value not in (None, {})}
@@ -111,7 +111,7 @@ def _texts(selection: Any) -> Any:
 
 def _scheme(name: str | None, options: dict[str, Any]) -> tuple[str | None, Callable[[torch.Tensor], Any] | None]:
     """The full name of a scheme, and what it does to a tensor."""
-    odd = [key for key, value in options.items() if not isinstance(value, _OPTIONS)]
+    odd = [key for key, value in options.items() if not is_plain(value)]
     if odd:
         raise SurgeryError(f"the option {odd[0]}={options[odd[0]]!r} is neither a number nor text")
     if name is None:

@@ -12,7 +12,17 @@ from ..core.live import module_at, named_parameters, spec_of
 from ..core.operations import Operation
 from ..errors import SurgeryError
 from ..freezing import is_held
-from .describing import CONTAINERS, check_keywords, constructor_of, describe, made_by, same_structure, torch_class
+from .describing import (
+    CONTAINERS,
+    check_keywords,
+    constructor_of,
+    describe,
+    is_plain,
+    listed,
+    made_by,
+    same_structure,
+    torch_class,
+)
 from .layers import (
     OLD_HOOKS,
     Change,
@@ -184,6 +194,7 @@ def _with_keywords(site: Site, changes: dict[str, Any], example: Any) -> Change:
             hint="pass a new module instead of keywords",
         )
     check_keywords(kind, changes)
+    _check_plain(changes)
     known = constructor_of(layer, kind)
     if known is None:
         raise SurgeryError(
@@ -202,21 +213,18 @@ def _with_keywords(site: Site, changes: dict[str, Any], example: Any) -> Change:
     notes = [f"fresh values: {', '.join(made)}"] if made else []
     if made and is_still(layer):
         notes.append("they are frozen as the old ones were: unfreeze them")
-    operation = Operation("replace", site.name, {"changes": _plain(changes)})
+    operation = Operation("replace", site.name, {"changes": listed(changes)})
     check = carried_out(site.model, operation, lambda: site.put(twin), example)
     return Change("replace", site.name, before, text_of(twin), "; ".join(notes), check)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise SurgeryError(
-        f"the keyword value {value!r} cannot be recorded", hint="make the module yourself, and pass that"
-    )
+def _check_plain(changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if not is_plain(value):
+            raise SurgeryError(
+                f"{key}={value!r} cannot be recorded: it is no number and no text",
+                hint="make the module yourself, and pass that",
+            )
 
 
 def _kept(layer: nn.Module, fresh: nn.Module) -> tuple[dict[str, torch.Tensor], Collection[int]]:

@@ -164,25 +164,22 @@ def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     return value
 
 
-def dry(model: nn.Module, example: Any, blame: str = "the model fails on the example") -> Any:
+def dry(model: nn.Module, example: Any, after: Operation | None = None) -> Any:
     """What the model gives for an example; it and the generators are as they were afterwards.
 
     Raises:
-        SurgeryError: the model fails; the message begins with `blame`.
+        SurgeryError: the model fails, as it is or after an operation.
     """
     with undisturbed(model):
         try:
             return run(model, example)
         except Exception as error:
-            raise _failed(error, blame) from error
-
-
-def _failed(error: Exception, blame: str) -> SurgeryError:
-    said = str(error).strip().partition("\n")[0]
-    return SurgeryError(
-        f"{blame}: {type(error).__name__}: {said}",
-        hint="example= is one input of the model: a tensor, a tuple of arguments, or a dict of keyword arguments",
-    )
+            said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+            if after is not None:
+                hint = "change what depends on it too, or first"
+                raise SurgeryError(f"after {after} the model fails on the example: {said}", hint=hint) from error
+            hint = "example= is one input of the model: a tensor, a tuple of arguments, or a dict of keyword arguments"
+            raise SurgeryError(f"the model fails on the example: {said}", hint=hint) from error
 
 
 def shapes(value: Any) -> str:
@@ -271,8 +268,7 @@ def carried_out(
         settle(model)
         change()
         if example is not None:
-            blame = f"after {operation} the model fails on the example"
-            after = dry(model, example if then is None else then, blame)
+            after = dry(model, example if then is None else then, operation)
         record(model, operation)
     if example is None:
         return ""
