@@ -156,6 +156,11 @@ def test_what_was_done_to_a_part_belongs_to_the_whole_in_its_order() -> None:
     fresh = nn.Sequential(nn.Identity(), sequential_cnn())
     replay(fresh, model)
     assert repr(fresh) == repr(model)
+    reinitialise(model[2][0])
+    replace(model, "2.0", {"stride": (1, 1), "padding": (2, 2)})
+    assert [one.verb for one in history(model)][5:] == ["reinitialise", "replace"]
+    fresh = nn.Sequential(nn.Identity(), sequential_cnn())
+    replay(fresh, model)
     nested = nn.ModuleDict({"net": copy.deepcopy(model)})
     again = nn.ModuleDict({"net": nn.Sequential(nn.Identity(), sequential_cnn())})
     assert history(nested)[1].arguments["before"] == "net.1"
@@ -373,6 +378,23 @@ def test_lies_in_the_record_are_damage(tmp_path: Path) -> None:
     for lie in ([{"verb": 1}], "text", [[]], [{"verb": "remove", "arguments": []}]):
         with pytest.raises(CorruptCheckpointError, match="record of surgery"):
             operations_from(lie)
+
+
+@pytest.mark.parametrize("place", ["kwargs", "children", "x"])
+def test_deep_and_long_records_are_listed_briefly_and_refused(place: str, tmp_path: Path) -> None:
+    deep: Any = {"class": "torch.nn.modules.container.Sequential"}
+    for _ in range(300):
+        deep = {"class": "torch.nn.modules.container.Sequential", place: {"0": deep}}
+    operation = Operation("replace", "0", {"module": deep})
+    assert len(str(operation)) < 300
+    assert len(str(Operation("replace", "0", {"module": {"class": "X", place: [1, [2]]}}))) < 60
+    with pytest.raises(SurgeryError, match="does not apply"):
+        replay(nn.Sequential(nn.ReLU()), [operation])
+    model = nn.Sequential(nn.Identity())
+    for _ in range(30):
+        insert(model, nn.ReLU(), after="0")
+    tk.save(model, tmp_path / "long.safetensors")
+    assert "and 10 more operations" in str(tk.open(tmp_path / "long.safetensors"))
 
 
 def test_nothing_done_is_nothing_recorded() -> None:

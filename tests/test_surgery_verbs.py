@@ -176,7 +176,7 @@ class ModuleOnly(nn.Module):
         self.fc = nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.fc.weight) if False else x
+        return nn.functional.linear(x, self.fc.weight)
 
 
 # Sizes
@@ -783,7 +783,10 @@ def test_one_alias_goes_and_the_other_stays() -> None:
     assert lm.embed.weight is weight
     assert change.check == "float32[2, 7, 20] -> float32[2, 7, 16]"
     shared = nn.Sequential(layer, nn.ReLU(), layer)
+    layer.register_forward_hook(lambda *_: None)
     assert "the module '0' keeps the old layer" in replace(shared, "2", nn.Linear(4, 3)).note
+    shared[2].register_forward_hook(lambda *_: None)
+    assert [len(shared[place]._forward_hooks) for place in (0, 2)] == [1, 2]
     with pytest.raises(SurgeryError, match="also in use as the module '0'"):
         replace(nn.Sequential(layer, layer), "1", {"out_features": 3})
 

@@ -264,7 +264,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
             rows=tuple(rows),
-            notes=(*map(str, self.findings), *(f"surgery: {operation}" for operation in self.surgery)),
+            notes=(*map(str, self.findings), *_listed(self.surgery)),
         )
 
     def __str__(self) -> str:
@@ -272,6 +272,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.file!r} {self.format} {self.kind}: {len(self)} tensors, {human_bytes(self.nbytes)}>"
+
+
+def _listed(operations: tuple[Operation, ...], most: int = 20) -> list[str]:
+    lines = [f"surgery: {operation!s:.500}" for operation in operations[:most]]
+    return [*lines, f"and {len(operations) - most} more operations"] if len(operations) > most else lines
 
 
 def _share(flags: list[bool]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -60,16 +60,24 @@ def _moved(place: Any, path: str) -> Any:
     return ".".join(part for part in (path, place) if part)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, depth: int = 8) -> str:
+    if not depth:
+        return "..."
     if isinstance(value, Mapping) and "class" in value:
         name = str(value["class"]).rpartition(".")[2]
         if "children" in value:
-            return f"{name}({', '.join(map(_text, value['children'].values()))})"
-        return f"{name}({_pairs(value['kwargs'])})" if "kwargs" in value else name
+            return f"{name}({', '.join(_text(child, depth - 1) for child in _values(value['children']))})"
+        return f"{name}({_pairs(value['kwargs'], depth - 1)})" if "kwargs" in value else name
     if isinstance(value, Mapping):
-        return f"{{{_pairs(value)}}}"
-    return f"[{', '.join(map(_text, value))}]" if isinstance(value, list) else str(value)
+        return f"{{{_pairs(value, depth - 1)}}}"
+    return f"[{', '.join(_text(item, depth - 1) for item in value)}]" if isinstance(value, list) else str(value)
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_text(value)}" for key, value in values.items())
+def _values(children: Any) -> Iterable[Any]:
+    return children.values() if isinstance(children, Mapping) else [children]
+
+
+def _pairs(values: Any, depth: int) -> str:
+    if not isinstance(values, Mapping):
+        return _text(values, depth)
+    return ", ".join(f"{key}={_text(value, depth)}" for key, value in values.items())

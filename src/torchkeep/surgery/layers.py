@@ -20,6 +20,7 @@ from ..core.names import is_under, nearest
 from ..core.table import shorten
 from ..errors import SurgeryError
 from ..freezing import hold, is_held
+from .recording import forget
 from .trial import calls, target_of
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -102,6 +103,7 @@ class Site:
 def twin_of(layer: nn.Module) -> nn.Module:
     """A shallow copy that shares even the dicts of hooks: so the handles of registered hooks still remove them."""
     twin = copy.copy(layer)
+    forget([twin])
     if is_held(layer):
         del twin.__dict__["train"]  # bound to the old layer
     return twin

@@ -90,7 +90,8 @@ def _with_module(site: Site, new: nn.Module, said: dict[str, Any], example: Any)
         return Change("replace", site.name, before, before, "it is this module already")
     check_new(site, new)
     check_unreferenced([site])
-    notes = [f"the module {path!r} keeps the old layer" for path in other_places(site)]
+    others = other_places(site)
+    notes = [f"the module {path!r} keeps the old layer" for path in others]
     notes += [f"the tie with {name!r} is gone" for name in ties(site)]
     shared = "shared" in said
     still = is_still(old) and not shared
@@ -99,7 +100,7 @@ def _with_module(site: Site, new: nn.Module, said: dict[str, Any], example: Any)
 
     def change() -> None:
         if not shared:
-            notes.extend(carry_hooks(old, new))
+            notes.extend(carry_hooks(old, new, stays=bool(others)))
             new.train(old.training)
         if still:
             new.requires_grad_(False)
@@ -158,17 +159,18 @@ def _floats(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point()
 
 
-def carry_hooks(old: nn.Module, new: nn.Module) -> list[str]:
+def carry_hooks(old: nn.Module, new: nn.Module, *, stays: bool = False) -> list[str]:
     """Give a module the forward and backward hooks of another, which the handles still remove where that can be.
 
-    Hooks that compute the old layer's weight, or are its own methods, are left behind.
+    Hooks that compute the old layer's weight, or are its own methods, are left behind. Where the old layer stays in use
+    at another place, it keeps its own.
     """
     notes = []
     for key, beside in _HOOKS.items():
         hooks = {number: hook for number, hook in old.__dict__[key].items() if not _is_own(hook, old)}
         if not hooks:
             continue
-        if not new.__dict__[key] and len(hooks) == len(old.__dict__[key]):
+        if not stays and not new.__dict__[key] and len(hooks) == len(old.__dict__[key]):
             new.__dict__.update({name: old.__dict__[name] for name in (key, *beside)})
         else:
             new.__dict__[key].update(hooks)

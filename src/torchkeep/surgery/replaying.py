@@ -53,7 +53,7 @@ def replay(model: nn.Module, source: Any, *, modules: Given | None = None) -> tu
         for number, operation in enumerate(operations, start=1):
             try:
                 changes.append(_replayed(model, operation, dict(modules or {})))
-            except (SurgeryError, KeyError, TypeError, AttributeError, ValueError) as error:
+            except (SurgeryError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
                 said = error.message if isinstance(error, SurgeryError) else f"{type(error).__name__}: {error}"
                 raise SurgeryError(
                     f"operation {number} of {len(operations)}, {operation}, does not apply: {said}",
@@ -111,7 +111,7 @@ def _truncate(model: nn.Module, operation: Operation, given: Given) -> Change:
 
 def _reinitialise(model: nn.Module, operation: Operation, given: Given) -> Change:
     record(model, operation)
-    return Change("reinitialise", operation.name, "", "", "values are not replayed: load them")
+    return Change("reinitialise", operation.name, "values", "values", "they are not replayed: load them")
 
 
 _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
