@@ -248,6 +248,8 @@ LIES: list[tuple[str, dict[str, Any]]] = [
     ("a module of wrong rows", {"outline": {"class_name": "x", "modules": [["a"]], "tensors": []}}),
     ("a module of too many", {"outline": {"class_name": "x", "modules": [], "tensors": [[0, 2], [0, 2]]}}),
     ("a module of odd runs", {"outline": {"class_name": "x", "modules": [], "tensors": [["a", "b"]]}}),
+    ("surgery of another kind", {"surgery": 5}),
+    ("surgery without a verb", {"surgery": [{"name": "fc"}]}),
     ("a module of odd tensors", {"outline": {"class_name": "x", "modules": [], "tensors": [{"name": "a"}]}}),
 ]
 

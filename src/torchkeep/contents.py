@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -27,12 +27,14 @@ from .core.live import (
     unwrapped,
 )
 from .core.modulespec import ModuleSpec
+from .core.operations import Operation
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .errors import UnsavableError
 from .formats._pause import collector_paused
 from .formats.layout import without_code
 from .inspecting import inspect
+from .surgery import history
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def of_module(model: nn.Module) -> Contents:
     if extra:
         inside, more, tree = _taken_apart(extra)
         tensors, kinds = tensors | inside, kinds | more
-    return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)))
+    return contents_of(
+        tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)), surgery=history(model)
+    )
 
 
 @collector_paused()
@@ -124,6 +128,7 @@ def contents_of(
     tree: Any = msgspec.UNSET,
     module: ModuleSpec | None = None,
     metadata: Mapping[str, str] | None = None,
+    surgery: Sequence[Operation] = (),
 ) -> Contents:
     """Decide what is written of named tensors: each once, those on the meta device not at all.
 
@@ -169,6 +174,7 @@ def contents_of(
         module=module,
         tree=tree,
         producer=PRODUCER,
+        surgery=list(surgery),
     )
     return Contents(own, specs, facts, tuple(notes), dict(metadata or {}))
 

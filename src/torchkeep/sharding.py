@@ -68,6 +68,7 @@ def _shard(contents: Contents, members: list[str], home: Mapping[str, str], *, f
         module=facts.module if first else None,
         tree=facts.tree if first else msgspec.UNSET,
         whole=facts.kind if first else "",
+        surgery=facts.surgery if first else [],
     )
     tensors = {name: contents.tensors[name] for name in members}
     specs = {name: contents.specs[name] for name in members}

@@ -13,6 +13,7 @@ from ..errors import SelectorError
 from . import tree as trees
 from .freezespec import Frozen
 from .names import fold, nearest
+from .operations import Operation
 from .table import Table, human_bytes, human_count, shorten
 from .tensors import LazyTensor, TensorSpec
 
@@ -118,6 +119,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         modules: the modules of a pickled or described model; of a state dict those that its `_metadata` names.
         facts: what the file says of its tensors beyond the tensors, e.g. digests, when torchkeep wrote it.
         frozen: how the model was frozen, when torchkeep saved it.
+        surgery: what `tk.surgery` had done to the model, when torchkeep saved it; `tk.surgery.replay` does it again.
     """
 
     file: str
@@ -133,6 +135,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     modules: tuple[SavedModule, ...] = ()
     facts: Any = None
     frozen: Frozen = field(default_factory=Frozen)
+    surgery: tuple[Operation, ...] = ()
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:
@@ -261,7 +264,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
             rows=tuple(rows),
-            notes=tuple(str(finding) for finding in self.findings),
+            notes=(*map(str, self.findings), *_listed(self.surgery)),
         )
 
     def __str__(self) -> str:
@@ -269,6 +272,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.file!r} {self.format} {self.kind}: {len(self)} tensors, {human_bytes(self.nbytes)}>"
+
+
+def _listed(operations: tuple[Operation, ...], most: int = 20) -> list[str]:
+    lines = [f"surgery: {operation!s:.500}" for operation in operations[:most]]
+    return [*lines, f"and {len(operations) - most} more operations"] if len(operations) > most else lines
 
 
 def _share(flags: list[bool]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from .modulespec import ModuleSpec
+from .operations import Operation
 
 KEY = "torchkeep"
 NO_DIGEST = "0" * 64
@@ -68,6 +69,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         tree: the saved object as tagged JSON, its tensors by name; of a module, its extra state.
         whole: in the first of several shards, the kind of them all together; `tree` and `module` are theirs.
         producer: versions of what wrote it.
+        surgery: what was done to the structure of the module, in order.
     """
 
     version: int = 1
@@ -89,6 +91,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     tree: Any = msgspec.UNSET
     whole: str = ""
     producer: dict[str, str] = {}
+    surgery: list[Operation] = []
 
 
 def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:

@@ -165,6 +165,7 @@ def with_facts(ckpt: Checkpoint, disk: OnDisk, source: Source, limits: Limits) -
         findings=ckpt.findings,
         provenance=Provenance(_producer(facts), ("torchkeep names itself in the file",)),
         facts=facts,
+        surgery=tuple(facts.surgery),
         _asked=lambda name: _described(name, facts, tensors, source.name, limits),
     )
     if facts.kind != "object":
@@ -314,6 +315,7 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
         frozen=Frozen() if facts.module is None else facts.module.as_frozen,
         metadata=first.metadata,
         provenance=first.provenance,
+        surgery=first.surgery,
     )
 
 

@@ -15,6 +15,7 @@ from ..core import tree as trees
 from ..core.live import check_savable, named_parameters, state_of, unwrapped
 from ..errors import UnsavableError
 from ..freezing import freeze_state, held_modules
+from ..surgery import history
 from .gradients import waits
 from .randomness import generator_state, random_state
 from .tracking import GENERATOR, MODULE, OPTIMIZER, class_name, group_names, kind_of, of_kind, parameter_names
@@ -100,8 +101,9 @@ def _module(captured: Captured, name: str, module: nn.Module) -> dict[str, Any]:
         "buffers": [key for key, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)],
         "extra": captured.add_tree(f"{name}-extra", extra),
     }
-    freeze = freeze_state(module)
-    return state if freeze is None else state | {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
+    freeze, surgery = freeze_state(module), history(module)
+    state |= {} if freeze is None else {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
+    return state | ({"surgery": tagged.encode(msgspec.to_builtins(list(surgery)))} if surgery else {})
 
 
 def _gradients(captured: Captured, modules: Mapping[str, nn.Module], *, whole: bool) -> list[str]:

@@ -14,6 +14,7 @@ from ..core import tagged
 from ..core.freezespec import FreezeState, Frozen, state_from
 from ..core.live import named_modules, named_parameters, set_extra_state, spec_of, state_of, tied_names
 from ..core.manifest import Body, Entry
+from ..core.operations import Operation, operations_from
 from ..core.plan import make_plan
 from ..core.report import LoadReport
 from ..errors import IncompatibleCheckpointError
@@ -120,6 +121,11 @@ def frozen_of(body: Body) -> Frozen:
     still = frozenset(name for name, entry in _entries_of(body, "model").items() if not entry.requires_grad)
     state = state_from(tagged.decode(part["freeze"])) if "freeze" in part else None
     return Frozen(tuple(part["held"]), still - buffers, state)
+
+
+def surgery_of(body: Body) -> tuple[Operation, ...]:
+    """What surgery had done to the model of a snapshot."""
+    return operations_from(tagged.decode(body.state["model"].get("surgery", [])))
 
 
 def data_of(body: Body, tensors: Tensors) -> dict[str, Any]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..core.operations import Operation
 from ..errors import SurgeryError
 from ..freezing import is_held
-from .layers import CONVS, Change, Conv, Site, check_count, find, owners
+from .layers import CONVS, Change, Conv, Site, check_count, find, owners, site_of
+from .trial import carried_out, mapped, shapes
 
 # Attributes under which models keep the number of classes for themselves.
 _COUNTS = ("num_classes", "n_classes", "num_labels", "out_features")
 
 
-def resize_head(model: nn.Module, classes: int, *, name: str | None = None) -> Change:
+def resize_head(model: nn.Module, classes: int, *, name: str | None = None, example: Any = None) -> Change:
     """Exchange the classifier for a fresh one with another number of classes.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1000))
@@ -29,26 +32,32 @@ def resize_head(model: nn.Module, classes: int, *, name: str | None = None) -> C
     Args:
         model: the model; DataParallel and torch.compile are seen through.
         classes: how many outputs the new head has.
-        name: dotted path of the head; None takes the last module, in the order of registration, that owns parameters.
+        name: dotted path of the head; None takes the last layer with parameters, as `head_of` finds it.
+        example: an input of the model, by which the head is found, and which the model is run on before and after: a
+            tensor, a tuple of arguments, or a dict of keyword arguments. That changes neither the model nor any
+            generator.
 
     Raises:
         SurgeryError: there is no Linear or Conv where the head should be, or it cannot be exchanged because it is
-            parametrized, has parameters of another kind, or is used elsewhere too. The model is untouched.
+            parametrized, has parameters of another kind, or is used elsewhere too; or the model fails on the example.
+            The model is untouched.
     """
     check_count("classes", classes)
-    site = find(model, name, last=True, kinds=(nn.Linear, *CONVS), what="head")
+    site = find(model, name, last=True, kinds=(nn.Linear, *CONVS), what="head", example=example)
     layer: Any = site.layer
     size = "out_features" if isinstance(layer, nn.Linear) else "out_channels"
     before = repr(layer)
     if getattr(layer, size) == classes:
         return Change("resize_head", site.name, before, before, f"it has {classes} classes already")
-    notes = _head_notes(site, getattr(layer, size))
+    notes = _head_notes(site, getattr(layer, size), example)
     parameters = _fresh(site, classes)
-    after = repr(site.replace(parameters, **{size: classes}))
-    return Change("resize_head", site.name, before, after, "; ".join(notes))
+    operation = Operation("resize_head", site.name, {"classes": classes})
+    check = carried_out(site.model, operation, lambda: site.replace(parameters, **{size: classes}), example)
+    after = repr(site_of(site.model, site.name).layer)
+    return Change("resize_head", site.name, before, after, "; ".join(notes), check)
 
 
-def adapt_input(model: nn.Module, channels: int, *, name: str | None = None) -> Change:
+def adapt_input(model: nn.Module, channels: int, *, name: str | None = None, example: Any = None) -> Change:
     """Make the first convolution take another number of channels without changing what it computes.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
@@ -67,27 +76,67 @@ def adapt_input(model: nn.Module, channels: int, *, name: str | None = None) -> 
     Args:
         model: the model; DataParallel and torch.compile are seen through.
         channels: how many channels its input will have.
-        name: dotted path of the stem; None takes the first module, in the order of registration, that owns parameters.
+        name: dotted path of the stem; None takes the first layer with parameters, as `stem_of` finds it.
+        example: an input of the model as it is, with its old channels: a tensor, a tuple of arguments, or a dict of
+            keyword arguments. The stem is found by it, and what the model gives for it, or for one channel of it, is
+            compared with what it gives after. That changes neither the model nor any generator.
 
     Raises:
-        SurgeryError: there is no convolution where the stem should be, it cannot be exchanged, or there is no way to
-            keep what it computes, as from 3 channels to 2. The model is untouched.
+        SurgeryError: there is no convolution where the stem should be, it cannot be exchanged, there is no way to
+            keep what it computes, as from 3 channels to 2, or the model fails on the example. The model is untouched.
     """
     check_count("channels", channels)
-    site = find(model, name, last=False, kinds=CONVS, what="stem")
+    site = find(model, name, last=False, kinds=CONVS, what="stem", example=example)
     layer: Any = site.layer
     before = repr(layer)
     if layer.in_channels == channels:
         return Change("adapt_input", site.name, before, before, f"it takes {channels} channels already")
     _check_channels(site, layer, channels)
     old = layer.in_channels
-    weight = nn.Parameter(_adapted(layer.weight.detach(), channels), requires_grad=layer.weight.requires_grad)
-    after = repr(site.replace({"weight": weight, "bias": layer.bias}, in_channels=channels))
     if channels == 1:
         note = f"a grey image now gives what it gave when repeated over {old} channels with the same normalisation"
     else:
         note = f"channels {old} to {channels - 1} start with zero weights, so they are ignored until trained"
-    return Change("adapt_input", site.name, before, after, note)
+    weight = nn.Parameter(_adapted(layer.weight.detach(), channels), requires_grad=layer.weight.requires_grad)
+    operation = Operation("adapt_input", site.name, {"channels": channels})
+
+    def change() -> None:
+        site.replace({"weight": weight, "bias": layer.bias}, in_channels=channels)
+
+    given, wanted = (None, None) if example is None else _both(example, old, channels)
+    check = carried_out(site.model, operation, change, given, then=wanted)
+    after = repr(site_of(site.model, site.name).layer)
+    return Change("adapt_input", site.name, before, after, note, check)
+
+
+def _both(example: Any, old: int, channels: int) -> tuple[Any, Any]:
+    """An input with the old number of channels, and one with the new number that shows the same."""
+    found: list[int] = []
+
+    def images(value: Any, *, new: bool) -> Any:
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            places = [place for place in (1, 0, -1) if tensor.ndim > 2 and tensor.shape[place] == old]
+            if not places or found:
+                return tensor
+            found.append(places[0])
+            if channels == 1:
+                grey = tensor.narrow(places[0], 0, 1)
+                return grey if new else grey.repeat_interleave(old, places[0])
+            more = tensor.narrow(places[0], 0, 1).repeat_interleave(channels - old, places[0])
+            return torch.cat([tensor, more], places[0]) if new else tensor
+
+        found.clear()
+        if isinstance(value, Mapping):
+            return {key: mapped(item, convert) for key, item in value.items()}
+        return mapped(value, convert)
+
+    pair = images(example, new=False), images(example, new=True)
+    if not found:
+        raise SurgeryError(
+            f"the example, {shapes(example)}, has no tensor with {old} channels",
+            hint="pass an input of the model as it is",
+        )
+    return pair
 
 
 def _fresh(site: Site, classes: int) -> dict[str, nn.Parameter | None]:
@@ -110,11 +159,11 @@ def _fresh(site: Site, classes: int) -> dict[str, nn.Parameter | None]:
     return fresh._parameters
 
 
-def _head_notes(site: Site, old: int) -> list[str]:
+def _head_notes(site: Site, old: int, example: Any) -> list[str]:
     notes = []
     if is_held(site.layer) or not any(parameter.requires_grad for parameter in site.layer.parameters()):
         notes.append("the new head is frozen as the old one was, and untrained: unfreeze it")
-    if owners(site.model)[-1] != site.name:
+    if example is None and owners(site.model)[-1] != site.name:
         notes.append("it is not the last layer of the model: whatever takes its output must take the new size")
     stale = [key for key in _COUNTS if vars(site.model).get(key) == old]
     notes += [f"the model's attribute {key!r} still says {old}" for key in stale]

@@ -66,6 +66,7 @@ def _checkpoint(ckpt: Checkpoint) -> dict[str, Any]:
         "metadata": dict(ckpt.metadata),
         "modules": [_module(module) for module in ckpt.modules],
         "findings": _plain(ckpt.findings),
+        "surgery": _plain(ckpt.surgery),
         "tensors": [
             {
                 "name": name,
