@@ -13,6 +13,7 @@ from ..errors import SelectorError
 from . import tree as trees
 from .freezespec import Frozen
 from .names import fold, nearest
+from .origin import Origin, counted
 from .table import Table, human_bytes, human_count, shorten
 from .tensors import LazyTensor, TensorSpec
 
@@ -118,6 +119,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         modules: the modules of a pickled or described model; of a state dict those that its `_metadata` names.
         facts: what the file says of its tensors beyond the tensors, e.g. digests, when torchkeep wrote it.
         frozen: how the model was frozen, when torchkeep saved it.
+        optimizers: the states of optimizers by the names of their parameters, when a run of torchkeep saved them.
+        origins: where tensors were loaded from before torchkeep saved them, by name.
     """
 
     file: str
@@ -133,6 +136,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     modules: tuple[SavedModule, ...] = ()
     facts: Any = None
     frozen: Frozen = field(default_factory=Frozen)
+    optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:
@@ -222,6 +227,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             provenance=self.provenance,
             kind="module" if isinstance(inside, trees.Record) else "weights",
             modules=within,
+            origins={name[len(lead) :]: origin for name, origin in self.origins.items() if name.startswith(lead)},
         )
 
     def load(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
@@ -257,6 +263,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("byte order", "" if self.provenance.byte_order == "little" else self.provenance.byte_order),
                 ("optimizer", self.provenance.optimizer),
                 ("model under", container),
+                ("loaded from", counted(self.origins)),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
