@@ -27,6 +27,7 @@ from .core.live import (
     unwrapped,
 )
 from .core.modulespec import ModuleSpec
+from .core.origin import Origins, origins_of, packed
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .errors import UnsavableError
@@ -64,7 +65,8 @@ def of_module(model: nn.Module) -> Contents:
     if extra:
         inside, more, tree = _taken_apart(extra)
         tensors, kinds = tensors | inside, kinds | more
-    return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)))
+    origins = packed({name: origin for name, origin in origins_of(model).items() if name in state})
+    return contents_of(tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)), origins=origins)
 
 
 @collector_paused()
@@ -123,6 +125,7 @@ def contents_of(
     kind: str,
     tree: Any = msgspec.UNSET,
     module: ModuleSpec | None = None,
+    origins: Origins | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Contents:
     """Decide what is written of named tensors: each once, those on the meta device not at all.
@@ -168,6 +171,7 @@ def contents_of(
         devices={name: device for name, device in devices.items() if device not in {"cpu", "meta"}},
         module=module,
         tree=tree,
+        origins=origins or Origins(),
         producer=PRODUCER,
     )
     return Contents(own, specs, facts, tuple(notes), dict(metadata or {}))

@@ -125,7 +125,8 @@ def _is_same(path: Path, name: str) -> bool:
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
     facts = ckpt.facts
     if facts is not None and facts.kind == "module":
-        return of_tensors(ckpt.tensors, ckpt.metadata, "module", tree=facts.tree, module=facts.module), ()
+        more = {"tree": facts.tree, "module": facts.module, "origins": facts.origins}
+        return of_tensors(ckpt.tensors, ckpt.metadata, "module", **more), ()
     return of_opened(ABSENT if model_only else ckpt.tree, ckpt.tensors, ckpt.metadata)
 
 

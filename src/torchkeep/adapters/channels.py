@@ -14,8 +14,8 @@ from ..core.tensors import TensorSpec
 class Channels:
     """Makes a convolution take another number of channels and compute what it did.
 
-    For one channel the kernels are summed over the old channels: a grey image gives what it gave when it was repeated over
-    all of them. More channels than before start with zeros, so they are ignored until they are trained. Any other
+    For one channel the kernels are summed over the old channels: a grey image gives what it gave when it was repeated
+    over all of them. More channels than before start with zeros, so they are ignored until they are trained. Any other
     number is refused: nothing says which of the old channels would be meant.
     """
 

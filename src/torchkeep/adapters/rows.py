@@ -18,8 +18,8 @@ class Rows:
 
     >>> tk.load_into(model, "imagenet.pth", adapt={"fc": tk.adapters.rows(labels={281: 0, 285: 1})})  # doctest: +SKIP
 
-    Rows lie along the first dimension, so one adapter serves the weight and the bias of a head. Rows of the model that no
-    label leads to keep the values that the model gave them.
+    Rows lie along the first dimension, so one adapter serves the weight and the bias of a head. Rows of the model that
+    no label leads to keep the values that the model gave them.
 
     Args:
         labels: {old: new}: which class of the source is which of the model, by number, or by name where `old` or `new`

@@ -14,7 +14,8 @@ from ..core.tensors import TensorSpec
 class Vocabulary:
     """Copies all rows of the source to the front; the rows that are new keep what the model gave them.
 
-    A vocabulary that has become smaller is refused: `slicing` cuts rows off where that is meant, and `rows` chooses them.
+    A vocabulary that has become smaller is refused: `slicing` cuts rows off where that is meant, and `rows` chooses
+        them.
     """
 
     name = "vocabulary"

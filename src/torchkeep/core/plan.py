@@ -44,8 +44,8 @@ class Fit:
         refused: why it cannot be done; empty where it can.
         taken: elements of the model that come from the source; all if None.
         keeps: whether some of the model's own values stay, so that there must be some.
-        selects: whether each element is one of the source, one of the model, or zero: then what an optimizer keeps for each
-            element can go the same way.
+        selects: whether each element is one of the source, one of the model, or zero: then what an optimizer keeps for
+            each element can go the same way.
     """
 
     says: str = ""
@@ -90,8 +90,8 @@ class Match(NamedTuple):
 class Move:
     """One tensor that fits: from a name in the source to a name in the model, found by a rule, more or less surely.
 
-    `adapter` is the name of what makes it fit, empty where it fits as it is; `says` what the adapter does, and `taken` how
-    many elements of the model come from the source.
+    `adapter` is the name of what makes it fit, empty where it fits as it is; `says` what the adapter does, and `taken`
+    how many elements of the model come from the source.
     """
 
     source: str

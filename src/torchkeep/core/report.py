@@ -117,8 +117,8 @@ class LoadReport:
 
         Args:
             allow: selectors of names that may stay unloaded.
-            require: the share of the model's elements that must come from the source, from 0 to 1; or selectors of names,
-                each with the share of what it chooses.
+            require: the share of the model's elements that must come from the source, from 0 to 1; or selectors of
+                names, each with the share of what it chooses.
 
         Raises:
             IncompatibleCheckpointError: something else would stay unloaded, or too little is covered; it names an

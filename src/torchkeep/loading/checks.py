@@ -94,8 +94,8 @@ def fresh_values(
     empty = [name for name in kept if name in meta and name not in fresh]
     if empty:
         raise LoadError(
-            f"{kept[empty[0]].adapter} keeps values of the model in {shorten(empty, 3)}, which is on the meta device, and no "
-            "module has a reset_parameters that gives it values",
+            f"{kept[empty[0]].adapter} keeps values of the model in {shorten(empty, 3)}, which is on the meta device, "
+            "and no module has a reset_parameters that gives it values",
             hint="make the model on a device, or give its module a reset_parameters",
         )
     made = [name for name in live if name in fresh and name not in kept]

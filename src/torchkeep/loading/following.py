@@ -203,8 +203,8 @@ def _names_of(ckpt: Checkpoint, document: Mapping[str, Any]) -> dict[Any, str]:
     names = next((names for names in candidates if len(names) == len(keys)), None)
     if names is None:
         raise LoadError(
-            f"the optimizer in {ckpt.file} has {len(keys)} parameters and the model in it {len(candidates[0])}, so nothing "
-            "says which is which",
+            f"the optimizer in {ckpt.file} has {len(keys)} parameters and the model in it {len(candidates[0])}, so "
+            "nothing says which is which",
             hint="load without optimizer=; tk.Run saves states by name",
         )
     return dict(zip(keys, names, strict=True))
@@ -229,8 +229,8 @@ def _check_shapes(name: str, state: Any, ckpt: Checkpoint) -> None:
         shape = getattr(value, "shape", None)
         if shape is not None and len(shape) and len(shape) == tensor.ndim and tuple(shape) != tensor.spec.shape:
             raise LoadError(
-                f"{key} in the optimizer of {ckpt.file} has shape {list(shape)}, and {name!r}, to which it should belong, "
-                f"{list(tensor.shape)}",
+                f"{key} in the optimizer of {ckpt.file} has shape {list(shape)}, and {name!r}, to which it "
+                f"should belong, {list(tensor.shape)}",
                 hint="the optimizer counts its parameters in another order: load without optimizer=",
             )
 

@@ -38,7 +38,7 @@ def plan_load(
     adapt: Adapt = None,
     plan: PlanFile = None,
 ) -> LoadReport:
-    """What `load_into` would do, without doing it: print it, look at its `.coverage`, `.check(allow)` or `.save_plan` it.
+    """What `load_into` would do, without doing it: print it, look at its `.coverage`, `.check` it or `.save_plan` it.
 
     Args and errors are those of `load_into`; whatever does not fit is only reported.
     """
@@ -70,16 +70,16 @@ def load_into(
     >>> tk.load_into(model, "resnet50.pth", allow=["fc.*"])        # doctest: +SKIP
 
     The model is untouched until the plan has passed. Values are copied into the existing parameters and buffers, so
-    optimizers keep working; a dtype that differs is cast and reported, a shape that differs is never loaded unless `adapt`
-    says how. Where a local file has the bytes as the model needs them, several threads read them straight into the
-    parameters. What stays unloaded on the meta device is initialised by its module's own `reset_parameters`; what has
-    none stays there, and the report says so.
+    optimizers keep working; a dtype that differs is cast and reported, a shape that differs is never loaded unless
+    `adapt` says how. Where a local file has the bytes as the model needs them, several threads read them straight into
+    the parameters. What stays unloaded on the meta device is initialised by its module's own `reset_parameters`; what
+    has none stays there, and the report says so.
 
     Args:
         model: any module; wrappers such as DataParallel are looked through.
-        source: a path (of a run, its newest snapshot), a Checkpoint (of a training checkpoint, its `.model` is taken), a
-            state dict, a module, or a run. Or a dict from paths of modules to any of these, or to pairs of one of these
-            and a prefix in it: `{"backbone": "a.pth", "heads.depth": ("b.pth", "decoder")}`.
+        source: a path (of a run, its newest snapshot), a Checkpoint (of a training checkpoint, its `.model` is taken),
+            a state dict, a module, or a run. Or a dict from paths of modules to any of these, or to pairs of one of
+            these and a prefix in it: `{"backbone": "a.pth", "heads.depth": ("b.pth", "decoder")}`.
         allow: selectors of names that may stay unloaded, whether missing, unexpected or mismatched.
         rules: names of rules, or rules, in order of preference; `exact` and `prefixes` if None.
         match: one more rule, by name or itself, for what the others leave over: `structural`.
@@ -106,13 +106,13 @@ def load_into(
             otherwise in the file or is not in a mapped file is copied as ever; the report says how much.
 
     Raises:
-        IncompatibleCheckpointError: something would stay unloaded, or less than `require` is covered; `.report` has all of
-            it. The model is untouched.
+        IncompatibleCheckpointError: something would stay unloaded, or less than `require` is covered; `.report` has
+            all of it. The model is untouched.
         AmbiguousMatchError: two prefixes fit equally well.
         SelectorError: a selector of `adapt` or `require`, or a path or prefix of `source`, chooses nothing.
         CorruptCheckpointError: the file was shortened since it was opened; the model is untouched.
-        LoadError: there are no weights in `source`, the model cannot be loaded into, the plan is none or does not fit, or
-            the state of the optimizer cannot follow. The model is untouched.
+        LoadError: there are no weights in `source`, the model cannot be loaded into, the plan is none or does not fit,
+            or the state of the optimizer cannot follow. The model is untouched.
         PartialLoadError: copying failed half way; `.applied` names what was copied.
         OutputsDifferError: the weights are loaded and the outputs are not those of the reference.
     """

@@ -123,8 +123,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    """Whether two other things are alike, as far as they can be compared at all."""
+    kind: Any = type(one)
     try:
-        return bool(one == other) or not hasattr(type(one), "__eq__") or type(one).__eq__ is object.__eq__
+        return kind.__eq__ is object.__eq__ or bool(one == other)
     except (RuntimeError, ValueError, TypeError):
         return False
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..core import tagged
 from ..core import tree as trees
 from ..core.live import check_savable, named_parameters, state_of, unwrapped
+from ..core.origin import origins_of, packed
 from ..errors import UnsavableError
 from ..freezing import freeze_state, held_modules
 from .gradients import waits
@@ -95,11 +96,14 @@ def capture(
 def _module(captured: Captured, name: str, module: nn.Module) -> dict[str, Any]:
     tensors, extra = state_of(module)
     captured.tensors.update({f"{name}/{key}": tensor for key, tensor in tensors.items()})
-    state = {
+    state: dict[str, Any] = {
         "held": held_modules(module),
         "buffers": [key for key, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)],
         "extra": captured.add_tree(f"{name}-extra", extra),
     }
+    origins = {name: origin for name, origin in origins_of(module).items() if name in tensors}
+    if origins:
+        state["origins"] = tagged.encode(msgspec.to_builtins(packed(origins)))
     freeze = freeze_state(module)
     return state if freeze is None else state | {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
 
