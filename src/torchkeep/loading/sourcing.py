@@ -144,7 +144,7 @@ def _combined(source: Mapping[str, Any], paths: list[str]) -> Weights:
             close = nearest(path, paths)
             hint = f"the nearest are {', '.join(map(repr, close))}" if close else "the keys are paths of modules"
             raise SelectorError(f"the model has no module {path!r} to load into", hint=hint)
-    opened: dict[Any, Any] = {}
+    opened: dict[str, Checkpoint] = {}
     parts, notes = [], []
     for path, given in source.items():
         part = replace(_part_of(_opened_once(given, opened)), path=path)
@@ -163,13 +163,16 @@ def _combined(source: Mapping[str, Any], paths: list[str]) -> Weights:
     return Weights(tuple(parts), tuple(notes))
 
 
-def _opened_once(given: Any, opened: dict[Any, Any]) -> Any:
+def _opened_once(given: Any, opened: dict[str, Checkpoint]) -> Any:
     """The source with its file opened, each file once."""
-    inner = given[0] if isinstance(given, tuple) and given else given
+    pair = isinstance(given, tuple) and len(given) == 2
+    inner = given[0] if pair else given
     if isinstance(inner, (str, os.PathLike)):
-        key = os.fspath(inner)
-        inner = opened[key] = opened.get(key) or opened_source(inner)
-    return (inner, *given[1:]) if isinstance(given, tuple) and given else inner
+        key = str(os.fspath(inner))
+        if key not in opened:
+            opened[key] = opened_source(inner)
+        inner = opened[key]
+    return (inner, given[1]) if pair else inner
 
 
 def opened_source(path: str | os.PathLike[str]) -> Checkpoint:
