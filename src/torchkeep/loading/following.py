@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core import tree as trees
 from ..core.checkpoint import Checkpoint
-from ..core.live import named_parameters, spec_of, tied_names, unwrapped
+from ..core.live import named_buffers, named_parameters, spec_of, tied_names, unwrapped
 from ..core.plan import LoadPlan, Move
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, TensorSpec
@@ -52,7 +52,9 @@ def plan_following(model: nn.Module, optimizer: Any, plan: LoadPlan, weights: We
     for name, parameter in named_parameters(unwrapped(model)):
         names.setdefault(id(parameter), []).append(name)
     _check_live(optimizer, names)
-    saved = {name: state for part in weights.parts for name, state in _saved(part).items()}
+    buffers = {name for name, _ in named_buffers(unwrapped(model))}
+    buffers = {move.source for move in plan.moves if move.target in buffers}
+    saved = {name: state for part in weights.parts for name, state in _saved(part, buffers).items()}
     _check_kind(optimizer, saved, weights.title)
     first = tied_names(weights.tensors)
     moves = {move.target: move for move in plan.moves}
@@ -129,11 +131,17 @@ def _fitted(state: State, move: Move, plan: LoadPlan, source: TensorSpec) -> Sta
 # What is in the source
 
 
-def _saved(part: Part) -> dict[str, State]:
-    """The states in one source by the names of the plan; none where it is no file."""
+def _saved(part: Part, buffers: set[str]) -> dict[str, State]:
+    """The states in one source by the names of the plan; none where it is no file.
+
+    Args:
+        part: the source.
+        buffers: names of the plan that go to buffers of the model.
+    """
     ckpt = part.checkpoint
     if ckpt is None:
         return {}
+    lead = part.prefix.removeprefix(f"{ckpt.model_key}." if ckpt.model_key else "")
     if ckpt.optimizers:
         named: Mapping[str, Any] = _the_one(list(ckpt.optimizers.values()), part.title)
     else:
@@ -141,11 +149,11 @@ def _saved(part: Part) -> dict[str, State]:
         if not found:
             return {}
         document = _the_one(found, part.title)
-        names = _names_of(ckpt, document)
+        known = {lead + name for name in part.tensors if joined(part.path, name) in buffers}
+        names = _names_of(ckpt, document, known)
         named = {names[key]: state for key, state in document["state"].items() if key in names}
         for name, state in named.items():
             _check_shapes(name, state, ckpt)
-    lead = part.prefix.removeprefix(f"{ckpt.model_key}." if ckpt.model_key else "")
     own = {name.removeprefix(lead): state for name, state in named.items() if name.startswith(lead)}
     return {joined(part.path, name): _loaded(state) for name, state in own.items() if name in part.tensors}
 
@@ -181,7 +189,7 @@ def _own(tensor: Any) -> torch.Tensor:
     return value.detach().clone()
 
 
-def _names_of(ckpt: Checkpoint, document: Mapping[str, Any]) -> dict[Any, str]:
+def _names_of(ckpt: Checkpoint, document: Mapping[str, Any], buffers: set[str]) -> dict[Any, str]:
     """Key of a state in torch's state dict of an optimizer -> the name of its parameter in the saved model.
 
     torch counts the parameters. They have names where the optimizer was made of named ones; else, with a single group,
@@ -199,7 +207,7 @@ def _names_of(ckpt: Checkpoint, document: Mapping[str, Any]) -> dict[Any, str]:
             "parameter has which number",
             hint="save runs with tk.Run, or make the optimizer of model.named_parameters(): both keep names",
         )
-    candidates = _in_order(ckpt.model.tensors)
+    candidates = _in_order(ckpt.model.tensors, buffers)
     names = next((names for names in candidates if len(names) == len(keys)), None)
     if names is None:
         raise LoadError(
@@ -210,24 +218,28 @@ def _names_of(ckpt: Checkpoint, document: Mapping[str, Any]) -> dict[Any, str]:
     return dict(zip(keys, names, strict=True))
 
 
-def _in_order(tensors: Mapping[str, LazyTensor]) -> list[list[str]]:
+def _in_order(tensors: Mapping[str, LazyTensor], buffers: set[str]) -> list[list[str]]:
     """The names of what may be the parameters of a saved model, each tensor once; then those that were trained."""
-    own = {name: tensor for name, tensor in tensors.items() if name not in tied_names(dict(tensors))}
+    tied = tied_names(dict(tensors))
+    own = {name: tensor for name, tensor in tensors.items() if name not in tied}
     if any(tensor.kind == "parameter" for tensor in own.values()):
         all_of_them = [name for name, tensor in own.items() if tensor.kind == "parameter"]
         return [all_of_them, [name for name in all_of_them if own[name].requires_grad]]
     floats = [name for name, tensor in own.items() if tensor.dtype.is_floating_point or tensor.dtype.is_complex]
-    return [[name for name in floats if name.rpartition(".")[2] not in _BUFFERS]]
+    return [[name for name in floats if name not in buffers and name.rpartition(".")[2] not in _BUFFERS]]
 
 
 def _check_shapes(name: str, state: Any, ckpt: Checkpoint) -> None:
-    """Whatever an optimizer keeps for each element has the shape of the parameter."""
+    """What an optimizer keeps has the shape of the parameter, or 1 where it keeps one value for all along a dimension."""
     tensor = ckpt.model.tensors.get(name)
     if tensor is None or not isinstance(state, Mapping):
         return
     for key, value in state.items():
         shape = getattr(value, "shape", None)
-        if shape is not None and len(shape) and len(shape) == tensor.ndim and tuple(shape) != tensor.spec.shape:
+        if shape is None or not len(shape):
+            continue
+        alike = len(shape) == tensor.ndim and all(a in (1, b) for a, b in zip(shape, tensor.shape, strict=True))
+        if not alike:
             raise LoadError(
                 f"{key} in the optimizer of {ckpt.file} has shape {list(shape)}, and {name!r}, to which it "
                 f"should belong, {list(tensor.shape)}",
