@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .live import named_modules
 
@@ -51,9 +52,10 @@ def origins_of(model: nn.Module) -> dict[str, Origin]:
     """
     found = {}
     for path, module in named_modules(model):
-        for key, (origin, shape) in module.__dict__.get(_ATTRIBUTE, {}).items():
-            tensor = module._parameters.get(key, module._buffers.get(key))
-            if tensor is not None and tuple(tensor.shape) == shape:
+        known = module.__dict__.get(_ATTRIBUTE)
+        shapes = _shapes(module) if known else {}
+        for key, (origin, shape) in (known or {}).items():
+            if shapes.get(key) == shape:
                 found[f"{path}.{key}" if path else key] = origin
     return found
 
@@ -62,13 +64,10 @@ def remember(model: nn.Module, origins: Mapping[str, Origin]) -> None:
     """Keep with each module where its tensors come from; what is not named keeps what is known of it."""
     for path, module in named_modules(model):
         lead = f"{path}." if path else ""
-        keys = [*module._parameters, *module._buffers]
-        held = {key: (origins[lead + key], module) for key in keys if lead + key in origins}
+        shapes = _shapes(module).items()
+        held = {key: (origins[lead + key], shape) for key, shape in shapes if lead + key in origins}
         if held:
-            before = module.__dict__.get(_ATTRIBUTE, {})
-            module.__dict__[_ATTRIBUTE] = before | {
-                key: (origin, _shape(module, key)) for key, (origin, _) in held.items()
-            }
+            module.__dict__[_ATTRIBUTE] = module.__dict__.get(_ATTRIBUTE, {}) | held
 
 
 def forget(model: nn.Module) -> None:
@@ -77,9 +76,10 @@ def forget(model: nn.Module) -> None:
         module.__dict__.pop(_ATTRIBUTE, None)
 
 
-def _shape(module: nn.Module, key: str) -> tuple[int, ...] | None:
-    tensor = module._parameters.get(key, module._buffers.get(key))
-    return None if tensor is None else tuple(tensor.shape)
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters and buffers that a module owns itself."""
+    owned = [*module._parameters.items(), *module._buffers.items()]  # of a ScriptModule these are no dicts
+    return {key: tuple(tensor.shape) for key, tensor in owned if tensor is not None and not is_lazy(tensor)}
 
 
 def packed(origins: Mapping[str, Origin]) -> Origins:

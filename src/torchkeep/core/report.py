@@ -175,7 +175,7 @@ class LoadReport:
 
     def table(self) -> Table:
         """Folded by layer: what was copied by which rule, and what was not."""
-        rows = [row for verb, names in self._by_verb().items() for row in self._rows(verb, names)]
+        rows = [row for (verb, how), names in self._done().items() for row in self._rows(verb, how, names)]
         for reason in dict.fromkeys(mismatch.reason for mismatch in self.mismatches):
             for text, members in _folded(one.target for one in self.mismatches if one.reason == reason):
                 rows.append((text, "MISMATCHED", str(len(members)), "", reason))
@@ -195,19 +195,19 @@ class LoadReport:
             notes=self.notes,
         )
 
-    def _by_verb(self) -> dict[str, list[str]]:
-        """Names that are loaded, by what is done."""
-        adapted = set(self.adapted)
+    def _done(self) -> dict[tuple[str, str], list[str]]:
+        """What is done, and by which adapter how -> the names of the model to which it is done."""
+        adapted = {move.target: f"{move.adapter}: {move.says}" for move in self.moves if move.adapter}
         copied, changed = ("copied", "adapted") if self.applied else ("copy", "adapt")
-        verbs: dict[str, list[str]] = {copied: [], changed: []}
+        done: dict[tuple[str, str], list[str]] = {(copied, ""): []}
         for name in self.plan.target:
             if name in adapted:
-                verbs[changed].append(name)
+                done.setdefault((changed, adapted[name]), []).append(name)
             elif self.plan.tied.get(name, name) in self._taken:
-                verbs[copied].append(name)
-        return verbs
+                done[copied, ""].append(name)
+        return done
 
-    def _rows(self, verb: str, names: list[str]) -> Iterator[tuple[str, ...]]:
+    def _rows(self, verb: str, how: str, names: list[str]) -> Iterator[tuple[str, ...]]:
         move_of = {move.target: move for move in self.moves}
         for text, members in _folded(names):
             moves = [move_of[name] for name in members if name in move_of]
@@ -215,7 +215,7 @@ class LoadReport:
             sure = min((move.confidence for move in moves), default=1.0)
             why += [f"confidence {sure:.2f}"] if sure < 1 else []
             why += sorted({f"cast from {move.cast_from}" for move in moves if move.cast_from})
-            why += sorted({f"{move.adapter}: {move.says}" for move in moves if move.adapter})
+            why += [how] if how else []
             yield text, verb, str(len(members)), self._sizes(members), ", ".join(why)
 
     def _sizes(self, names: list[str]) -> str:

@@ -16,7 +16,7 @@ from ..core.live import named_buffers, named_parameters, spec_of, tied_names, un
 from ..core.plan import LoadPlan, Move
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, TensorSpec
-from ..errors import LoadError
+from ..errors import LoadError, PartialLoadError
 from ..rules.prefixes import unwrap
 from .sourcing import Part, Weights, joined
 
@@ -33,10 +33,12 @@ class Following:
     Attributes:
         states: by the identity of a live parameter, its state.
         notes: what to say of it.
+        applied: names of the model that are loaded before.
     """
 
     states: Mapping[int, State]
     notes: tuple[str, ...]
+    applied: tuple[str, ...]
 
 
 def plan_following(model: nn.Module, optimizer: Any, plan: LoadPlan, weights: Weights) -> Following:
@@ -78,7 +80,7 @@ def plan_following(model: nn.Module, optimizer: Any, plan: LoadPlan, weights: We
         ("fresh", "{} parameters start without a state in the optimizer"),
     )
     notes = tuple(f"{text.format(len(said[key]))}: {shorten(said[key], 4)}" for key, text in texts if said[key])
-    return Following(states, notes)
+    return Following(states, notes, tuple(moves))
 
 
 def follow(optimizer: Any, following: Following) -> None:
@@ -87,11 +89,18 @@ def follow(optimizer: Any, following: Following) -> None:
     keys = [key for group in document["param_groups"] for key in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     document["state"] = {
-        key: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+        key: dict(state)
         for key, parameter in zip(keys, parameters, strict=True)
         if (state := following.states.get(id(parameter))) is not None
     }
-    optimizer.load_state_dict(document)
+    try:
+        optimizer.load_state_dict(document)
+    except Exception as error:
+        raise PartialLoadError(
+            f"the weights are loaded, and the optimizer refuses its state: {type(error).__name__}: {error}",
+            applied=following.applied,
+            hint="make the optimizer anew before going on",
+        ) from error
 
 
 def _check_live(optimizer: Any, names: Mapping[int, list[str]]) -> None:
@@ -230,7 +239,7 @@ def _in_order(tensors: Mapping[str, LazyTensor], buffers: set[str]) -> list[list
 
 
 def _check_shapes(name: str, state: Any, ckpt: Checkpoint) -> None:
-    """What an optimizer keeps has the shape of the parameter, or 1 where it keeps one value for all along a dimension."""
+    """What an optimizer keeps has the shape of the parameter, or 1 in a dimension over which it keeps one value."""
     tensor = ckpt.model.tensors.get(name)
     if tensor is None or not isinstance(state, Mapping):
         return
