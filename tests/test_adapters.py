@@ -364,3 +364,14 @@ def test_on_the_meta_device_rows_that_stay_are_initialised() -> None:
     assert bare.pos.is_meta
     tk.load_into(bare, Places(4, 3), adapt={"pos": tk.adapters.positions()})
     assert bare.pos.isfinite().all()
+
+
+def test_a_sum_that_half_precision_cannot_hold_is_refused() -> None:
+    old = nn.Conv2d(3, 1, 1, bias=False).half()
+    with torch.no_grad():
+        old.weight.fill_(40_000)
+    new = nn.Conv2d(1, 1, 1, bias=False).half()
+    before = state_bits(new)
+    with pytest.raises(IncompatibleCheckpointError, match="too large"):
+        tk.load_into(new, old, adapt={"weight": "channels"})
+    assert state_bits(new) == before

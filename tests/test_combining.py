@@ -102,6 +102,24 @@ def test_a_pair_and_a_run_are_sources_of_their_own(files: dict[str, Any], tmp_pa
     assert state_bits(again) == state_bits(model)
 
 
+def test_a_prefix_may_lie_beside_the_model_that_was_found(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain, averaged = Decoder(), Decoder()
+    parts = {"model": plain.state_dict(), "extra": {"average": averaged.state_dict()}}
+    torch.save(parts, tmp_path / "both.pth")
+    model = Decoder()
+    tk.load_into(model, (tmp_path / "both.pth", "extra.average"))
+    assert state_bits(model) == state_bits(averaged)
+    assert tk.origins(model)["up.bias"].name == "extra.average.up.bias"
+    with pytest.raises(SelectorError, match=r"nothing below 'extra\.averag'") as caught:
+        tk.load_into(model, (tmp_path / "both.pth", "extra.averag"))
+    assert "'extra.average'" in caught.value.hint
+    with pytest.raises(LoadError, match="as one source was"):
+        tk.load_into(nn.ModuleDict({"a": Decoder(), "b": Decoder()}), {"a": plain, "b": plain}, freeze=True)
+    with pytest.raises(tk.errors.OpenError):
+        tk.load_into(model, "x" * 5000)
+
+
 def test_a_module_inside_another_takes_its_own_source(files: dict[str, Any]) -> None:
     torch.manual_seed(1)
     whole, other = Tasks(), Decoder()

@@ -58,8 +58,14 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("how", ["pth", "module", "lightning", "safetensors", "run"])
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw-foreach", "rmsprop"])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        *((how, "adam") for how in ("pth", "module", "lightning", "safetensors", "run")),
+        *(("pth", kind) for kind in ("sgd", "adamw-foreach", "rmsprop")),
+        ("run", "sgd"),
+    ],
+)
 def test_training_goes_on_as_it_would_have(tmp_path: Path, how: str, kind: str) -> None:
     model, optimizer = trained(OPTIMIZERS[kind])
     source = keep(tmp_path, model, optimizer, how)

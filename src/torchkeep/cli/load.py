@@ -53,7 +53,7 @@ def load(
     """
     if plan is not None and (strip or match):
         raise typer.BadParameter("a plan says which name goes to which", param_hint="--strip and --match")
-    named = {"rules": None, "match": match, "adapt": _adapters(adapt), "plan": plan}
+    named: dict[str, Any] = {"rules": None, "match": match, "adapt": _adapters(adapt), "plan": plan}
     needed = _required(require)
     if out is not None and (dry_run or out.suffix != ".safetensors"):
         why = "nothing is loaded with --dry-run" if dry_run else f"{out} does not end in .safetensors"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
 from ..core.live import live_tensors, named_modules
+
+Place = Callable[[torch.Tensor], torch.device | str]
 
 _INITIALISERS = ("reset_parameters", "_reset_parameters")
 
@@ -20,8 +22,8 @@ def initial_values(
 ) -> dict[str, torch.Tensor]:
     """Values for tensors on the meta device, by name; without those that no initialiser gives all their values.
 
-    A module is asked on a twin with memory of its own, the owner of a tensor first and then the modules around it. The
-    model itself is not touched.
+    A module is asked on a twin with memory of its own, the owner of a tensor first and then the modules around it,
+    whose twins have memory for what is wanted alone. The model itself is not touched.
 
     Args:
         model: without wrappers.
@@ -37,7 +39,7 @@ def initial_values(
         for path in _upwards(owner):
             lacking = ones - found.keys()
             if lacking and path in modules:
-                found |= _given_by(modules[path], path, lacking, device)
+                found |= _given_by(modules[path], path, lacking, device or "cpu", whole=path == owner)
     return found
 
 
@@ -49,26 +51,31 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def _given_by(
-    module: nn.Module, path: str, names: set[str], device: torch.device | str | None
+    module: nn.Module, path: str, names: set[str], device: torch.device | str, *, whole: bool
 ) -> dict[str, torch.Tensor]:
     """What the initialiser of one module gives these tensors, on a twin that has NaN in all its floats before."""
     key = next((key for key in _INITIALISERS if callable(getattr(module, key, None))), "")
     if not key:
         return {}
     own = {name: name[len(path) + 1 :] if path else name for name in names}
+    live = live_tensors(module)
+    wanted = set() if whole else {id(live[inner]) for inner in own.values() if inner in live}
     try:
-        twin = _twin(module, device or "cpu", {})
+        twin = _twin(module, lambda tensor: device if whole or id(tensor) in wanted else "meta", {})
         before = {name: (tensor, tensor._version) for name, tensor in live_tensors(twin).items()}
         with torch.no_grad():
             getattr(twin, key)()
+        after = live_tensors(twin)
+        return {
+            name: after[inner].detach()
+            for name, inner in own.items()
+            if inner in after
+            and after[inner].shape == before[inner][0].shape
+            and not after[inner].is_meta
+            and _is_given(*before[inner], after[inner])
+        }
     except Exception:  # the code of others, which may need more than a twin has
         return {}
-    after = live_tensors(twin)
-    return {
-        name: after[inner].detach()
-        for name, inner in own.items()
-        if inner in after and after[inner].shape == before[inner][0].shape and _is_given(*before[inner], after[inner])
-    }
 
 
 def _is_given(before: torch.Tensor, version: int, after: torch.Tensor) -> bool:
@@ -78,7 +85,7 @@ def _is_given(before: torch.Tensor, version: int, after: torch.Tensor) -> bool:
     return after is not before or after._version != version
 
 
-def _twin(module: nn.Module, device: torch.device | str, known: dict[int, torch.Tensor]) -> nn.Module:
+def _twin(module: nn.Module, place: Place, known: dict[int, torch.Tensor]) -> nn.Module:
     """A module with the same attributes and with tensors and modules of its own."""
     twin = copy.copy(module)
     twin.__dict__ = dict(module.__dict__)
@@ -88,13 +95,13 @@ def _twin(module: nn.Module, device: torch.device | str, known: dict[int, torch.
             return None
         if id(tensor) not in known:
             fill = math.nan if tensor.is_floating_point() or tensor.is_complex() else 0
-            value = torch.full_like(tensor, fill, device=device, requires_grad=False)
+            value = torch.full_like(tensor, fill, device=place(tensor), requires_grad=False)
             known[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         return known[id(tensor)]
 
     twin.__dict__["_parameters"] = {key: memory(tensor) for key, tensor in module._parameters.items()}
     twin.__dict__["_buffers"] = {key: memory(tensor) for key, tensor in module._buffers.items()}
     twin.__dict__["_modules"] = {
-        key: None if child is None else _twin(child, device, known) for key, child in module._modules.items()
+        key: None if child is None else _twin(child, place, known) for key, child in module._modules.items()
     }
     return twin

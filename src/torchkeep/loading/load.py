@@ -134,6 +134,11 @@ def load_into(
             "freeze=True goes by names, and these were loaded under others",
             hint="leave freeze=True off, and tk.freeze(model, ...) by the names that the model has",
         )
+    if freeze and len(weights.parts) > 1:
+        raise LoadError(
+            "freeze=True freezes as one source was, and there are several",
+            hint="leave freeze=True off, and tk.freeze(model, ...) by the names that the model has",
+        )
     following = None if optimizer is None else plan_following(model, optimizer, decided, weights)
     expected = None if check is None else reference_outputs(reference, check, weights.title)
     origins = _origins(decided, weights)

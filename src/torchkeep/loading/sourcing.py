@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from ..core import tree as trees
 from ..core.checkpoint import Checkpoint
 from ..core.freezespec import Frozen
 from ..core.live import AnyTensor, is_extra_state, named_modules, spec_of, state_of, unwrapped
-from ..core.names import is_under, nearest
+from ..core.names import is_under, nearest, with_parents
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, TensorSpec
 from ..engines.ranges import is_url
@@ -177,8 +178,9 @@ def _opened_once(given: Any, opened: dict[str, Checkpoint]) -> Any:
 
 def opened_source(path: str | os.PathLike[str]) -> Checkpoint:
     """A file, or the newest intact snapshot of a run."""
-    if not (isinstance(path, str) and is_url(path)) and is_run(path):
-        return Run(path).open()
+    with contextlib.suppress(OSError, ValueError):  # no name of a file at all
+        if not (isinstance(path, str) and is_url(path)) and is_run(path):
+            return Run(path).open()
     return open_checkpoint(path)
 
 
@@ -221,14 +223,19 @@ def _check_values(part: Part) -> None:
 def _below(part: Part, prefix: str) -> Part:
     """The part of a source below a name."""
     lead = f"{prefix}."
+    ckpt = part.checkpoint
+    if ckpt is not None and not any(name.startswith(lead) for name in part.specs):  # it lies beside the model
+        part = replace(part, tensors=dict(ckpt), extra={}, prefix="")
     tensors = {name.removeprefix(lead): tensor for name, tensor in part.tensors.items() if name.startswith(lead)}
     extra = {name.removeprefix(lead): value for name, value in part.extra.items() if name.startswith(lead)}
     if not tensors and not extra:
-        close = nearest(prefix, {name.rpartition(".")[0] for name in part.specs} - {""})
+        close = nearest(prefix, with_parents(name.rpartition(".")[0] for name in part.specs))
         hint = f"the nearest are {', '.join(map(repr, close))}" if close else "print(tk.open(path)) shows its names"
         raise SelectorError(f"{part.title} has nothing below {prefix!r}", hint=hint)
     title = f"{part.title}, {prefix}"
-    return replace(part, title=title, tensors=tensors, extra=extra, prefix=part.prefix + lead, frozen=Frozen())
+    below = replace(part, title=title, tensors=tensors, extra=extra, prefix=part.prefix + lead, frozen=Frozen())
+    _check_values(below)
+    return below
 
 
 def _of_checkpoint(ckpt: Checkpoint) -> Part:
