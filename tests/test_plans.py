@@ -106,6 +106,8 @@ def test_coverage_is_counted_for_each_module_and_can_be_required() -> None:
     with pytest.raises(SelectorError, match="require='cnov' matches nothing") as wrong:
         tk.load_into(b, a, allow="head", require={"cnov": 1})
     assert "'conv'" in wrong.value.hint
+    with pytest.raises(SelectorError, match="matches nothing"):
+        tk.load_into(b, a, allow="head", require={"re:^head$": 1})
     for nonsense in (1.5, True, "all"):
         with pytest.raises(ValueError, match="is no share"):
             tk.load_into(b, a, allow="head", require=nonsense)

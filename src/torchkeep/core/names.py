@@ -124,9 +124,9 @@ class Selector:
         Raises:
             SelectorError: a part matches nothing; the hint has the nearest names.
         """
-        known = with_parents(names)
-        for part in self.unused(known):
-            close = nearest(part.removesuffix(".*"), known)
+        listed = list(names)
+        for part in self.unused(listed):
+            close = nearest(part.removesuffix(".*"), with_parents(listed))
             hint = f"the nearest names are {', '.join(map(repr, close))}" if close else "print(model) shows its names"
             raise SelectorError(f"{what}={part!r} matches nothing in {where}", hint=hint)
 

@@ -54,18 +54,22 @@ def origins_of(model: nn.Module) -> dict[str, Origin]:
     for path, module in named_modules(model):
         known = module.__dict__.get(_ATTRIBUTE)
         shapes = _shapes(module) if known else {}
-        for key, (origin, shape) in (known or {}).items():
+        for key, (shape, *parts) in (known or {}).items():
             if shapes.get(key) == shape:
-                found[f"{path}.{key}" if path else key] = origin
+                found[f"{path}.{key}" if path else key] = Origin(*parts)
     return found
 
 
 def remember(model: nn.Module, origins: Mapping[str, Origin]) -> None:
-    """Keep with each module where its tensors come from; what is not named keeps what is known of it."""
+    """Keep with each module where its tensors come from; what is not named keeps what is known of it.
+
+    It is kept as plain tuples, so that who unpickles the module needs no torchkeep.
+    """
     for path, module in named_modules(model):
         lead = f"{path}." if path else ""
         shapes = _shapes(module).items()
-        held = {key: (origins[lead + key], shape) for key, shape in shapes if lead + key in origins}
+        known = ((key, shape, origins.get(lead + key)) for key, shape in shapes)
+        held = {key: (shape, *msgspec.structs.astuple(one)) for key, shape, one in known if one is not None}
         if held:
             module.__dict__[_ATTRIBUTE] = module.__dict__.get(_ATTRIBUTE, {}) | held
 
