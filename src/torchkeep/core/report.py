@@ -255,7 +255,7 @@ def _folded(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     return out
 
 
-_MANY = 40  # rows that one still looks through
+_MANY = 24  # rows that one still looks through
 
 
 def _percent(share: float) -> str:
