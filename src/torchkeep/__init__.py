@@ -5,6 +5,7 @@ Open any checkpoint safely, load weights loudly, freeze for real, save only what
 
 from __future__ import annotations
 
+from . import adapters as adapters
 from . import errors as errors
 from . import surgery as surgery
 from .auditing import assert_frozen as assert_frozen
@@ -17,7 +18,7 @@ from .core.freezespec import FreezeSpec as FreezeSpec
 from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
-from .core.report import LoadReport as LoadReport
+from .core.origin import origins_of as origins
 from .core.report import SaveReport as SaveReport
 from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
@@ -38,6 +39,7 @@ from .freezing import read_spec as read_spec
 from .freezing import unfreeze as unfreeze
 from .freezing import write_spec as write_spec
 from .inspecting import inspect as inspect
+from .loading import LoadReport as LoadReport
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
 from .opening import devices as devices
@@ -75,6 +77,7 @@ __all__ = [
     "Source",
     "TensorSpec",
     "__version__",
+    "adapters",
     "add",
     "assert_frozen",
     "audit",
@@ -97,6 +100,7 @@ __all__ = [
     "local_store",
     "memory_store",
     "open",
+    "origins",
     "param_groups",
     "plan_load",
     "prove_resume",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .core.live import AnyTensor, live_tensors, named_modules, set_extra_state
-from .core.plan import LoadPlan
+from .core.plan import LoadPlan, Move
 from .core.table import human_bytes, shorten
 from .core.tensors import LazyTensor
 from .engines.filling import Job, Place, bytes_of, fill, place_of, same_order
@@ -37,6 +37,7 @@ def apply_plan(
     *,
     device: torch.device | str | None = None,
     assign: bool = False,
+    fresh: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[str, ...]:
     """Do what a plan says, and return what to say of it.
 
@@ -46,6 +47,7 @@ def apply_plan(
         tensors, extra: of the source, by name.
         device: where the model goes first.
         assign: make parameters of the file instead of copying, where that can be.
+        fresh: by first name, values for what is on the meta device and keeps values of the model's own.
 
     Raises:
         CorruptCheckpointError: a file does not reach as far as it did when it was opened; the model is untouched.
@@ -55,7 +57,7 @@ def apply_plan(
     if device is not None:
         model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
     views = _views(model, plan, tensors, places, device) if assign else {}
-    _place(model, plan, device, views)
+    _place(model, plan, device, views, fresh or {})
     _copy(model, plan, tensors, extra, places, set(views))
     return _about_views(plan, places, views) if assign else ()
 
@@ -75,7 +77,8 @@ def _places(plan: LoadPlan, tensors: Tensors) -> dict[str, Place]:
     ends: dict[LocalFile, int] = {}
     for move in plan.moves:
         lazy = tensors.get(move.source)
-        if isinstance(lazy, LazyTensor) and not move.cast_from and (place := place_of(lazy)) is not None:
+        as_is = not (move.cast_from or move.adapter)
+        if isinstance(lazy, LazyTensor) and as_is and (place := place_of(lazy)) is not None:
             places[move.target] = place
             ends[place.source] = max(ends.get(place.source, 0), place.offset + place.nbytes)
     for source, end in ends.items():
@@ -128,9 +131,13 @@ def _mapped(chosen: Mapping[str, tuple[Place, LazyTensor]]) -> dict[str, torch.T
 
 
 def _place(
-    model: nn.Module, plan: LoadPlan, device: torch.device | str | None, views: Mapping[str, torch.Tensor]
+    model: nn.Module,
+    plan: LoadPlan,
+    device: torch.device | str | None,
+    views: Mapping[str, torch.Tensor],
+    fresh: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give what is on the meta device memory, but only where values for it follow; put in what is a view of a file.
+    """Give what is on the meta device memory, but only where there are values for it; put in what is a view of a file.
 
     Tensors that have memory stay the objects they are, so that optimizers and ties hold on to them.
     """
@@ -140,7 +147,7 @@ def _place(
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             name = f"{path}.{key}" if path else key
             name = plan.tied.get(name, name)
-            if tensor is None or name not in reached:
+            if tensor is None or (name not in reached and name not in fresh):
                 continue
             if not tensor.is_meta:
                 if name in views:
@@ -148,7 +155,8 @@ def _place(
                     torch.autograd.graph.increment_version(tensor)
                 continue
             if name not in made:
-                value = views[name] if name in views else torch.empty_like(tensor, device=device or "cpu")
+                value = views.get(name, fresh.get(name))
+                value = torch.empty_like(tensor, device=device or "cpu") if value is None else value
                 parameter = isinstance(tensor, nn.Parameter)
                 made[name] = nn.Parameter(value, tensor.requires_grad) if parameter else value
             setattr(module, key, made[name])  # not into its dict: recurrent layers keep a list beside
@@ -185,7 +193,7 @@ def _copy(
                 if move.source in extra:
                     set_extra_state(model, move.target, extra[move.source])
                 elif first[move.target] not in done:  # of tied tensors the first, which was seen to equal the others
-                    live[move.target].copy_(value_of(tensors[move.source]))
+                    live[move.target].copy_(_fitted(plan, move, tensors, live[move.target]))
                 done.add(first[move.target])
     except Exception as error:
         applied = tuple(move.target for move in plan.moves if first[move.target] in done)
@@ -194,6 +202,17 @@ def _copy(
             applied=applied,
             hint="the model holds old and new values: make it anew before going on",
         ) from error
+
+
+def _fitted(plan: LoadPlan, move: Move, tensors: Tensors, current: torch.Tensor) -> torch.Tensor:
+    """The values for a tensor of the model, made to fit where they do not."""
+    value = value_of(tensors[move.source])
+    if move.target not in plan.adapters:
+        return value
+    fitted = plan.adapters[move.target].apply(value.to(current.device), current.detach())
+    if fitted.shape != current.shape:  # copy_ would repeat a smaller one
+        raise ValueError(f"{move.adapter} made {list(fitted.shape)} of {move.source} for {list(current.shape)}")
+    return fitted
 
 
 def _straight(

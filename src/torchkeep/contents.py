@@ -28,6 +28,7 @@ from .core.live import (
 )
 from .core.modulespec import ModuleSpec
 from .core.operations import Operation
+from .core.origin import Origins, origins_of, packed
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .errors import UnsavableError
@@ -66,9 +67,9 @@ def of_module(model: nn.Module) -> Contents:
     if extra:
         inside, more, tree = _taken_apart(extra)
         tensors, kinds = tensors | inside, kinds | more
-    return contents_of(
-        tensors, kinds, kind="module", tree=tree, module=inspect(unwrapped(model)), surgery=history(model)
-    )
+    origins = packed({name: origin for name, origin in origins_of(model).items() if name in state})
+    more = {"module": inspect(unwrapped(model)), "origins": origins, "surgery": history(model)}
+    return contents_of(tensors, kinds, kind="module", tree=tree, **more)
 
 
 @collector_paused()
@@ -127,6 +128,7 @@ def contents_of(
     kind: str,
     tree: Any = msgspec.UNSET,
     module: ModuleSpec | None = None,
+    origins: Origins | None = None,
     metadata: Mapping[str, str] | None = None,
     surgery: Sequence[Operation] = (),
 ) -> Contents:
@@ -173,6 +175,7 @@ def contents_of(
         devices={name: device for name, device in devices.items() if device not in {"cpu", "meta"}},
         module=module,
         tree=tree,
+        origins=origins or Origins(),
         producer=PRODUCER,
         surgery=list(surgery),
     )

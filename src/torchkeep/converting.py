@@ -125,7 +125,7 @@ def _is_same(path: Path, name: str) -> bool:
 def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
     facts = ckpt.facts
     if facts is not None and facts.kind == "module":
-        more = {"tree": facts.tree, "module": facts.module, "surgery": ckpt.surgery}
+        more = {"tree": facts.tree, "module": facts.module, "origins": facts.origins, "surgery": ckpt.surgery}
         return of_tensors(ckpt.tensors, ckpt.metadata, "module", **more), ()
     return of_opened(ABSENT if model_only else ckpt.tree, ckpt.tensors, ckpt.metadata)
 

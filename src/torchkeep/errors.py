@@ -10,7 +10,8 @@
     |- LoadError
     |  |- IncompatibleCheckpointError    weights and model do not fit; `.report` says where
     |  |- AmbiguousMatchError            there are two equally good ways to match the names
-    |  `- PartialLoadError               loading stopped in the middle; `.applied` names what was copied
+    |  |- PartialLoadError               loading stopped in the middle; `.applied` names what was copied
+    |  `- OutputsDifferError             the weights are loaded and the model computes something else; `.difference`
     |- SaveError
     |  |- UnsavableError                 the object at `.path` cannot be written without pickle
     |  |- RunLockedError                 another process is writing this run
@@ -159,6 +160,22 @@ class PartialLoadError(LoadError):
     def __init__(self, message: str, *, applied: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.applied = applied
+
+
+class OutputsDifferError(LoadError):
+    """The model was loaded, and what it computes is not what it should. It holds the new values.
+
+    Attributes:
+        difference: the largest absolute difference; infinite where the outputs are not alike at all.
+        place: where in the outputs the first one is.
+    """
+
+    exit_code = 24
+
+    def __init__(self, message: str, *, difference: float = float("inf"), place: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.difference = difference
+        self.place = place
 
 
 class SaveError(TorchkeepError):

@@ -12,6 +12,7 @@ from .core.facts import FileFacts
 from .core.live import (
     spec_of,
 )
+from .core.origin import Origins
 from .core.units import parse_bytes
 from .errors import SaveError
 
@@ -69,6 +70,7 @@ def _shard(contents: Contents, members: list[str], home: Mapping[str, str], *, f
         tree=facts.tree if first else msgspec.UNSET,
         whole=facts.kind if first else "",
         surgery=facts.surgery if first else [],
+        origins=facts.origins if first else Origins(),
     )
     tensors = {name: contents.tensors[name] for name in members}
     specs = {name: contents.specs[name] for name in members}

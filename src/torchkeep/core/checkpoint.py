@@ -14,6 +14,7 @@ from . import tree as trees
 from .freezespec import Frozen
 from .names import fold, nearest
 from .operations import Operation
+from .origin import Origin, counted
 from .table import Table, human_bytes, human_count, shorten
 from .tensors import LazyTensor, TensorSpec
 
@@ -120,6 +121,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         facts: what the file says of its tensors beyond the tensors, e.g. digests, when torchkeep wrote it.
         frozen: how the model was frozen, when torchkeep saved it.
         surgery: what `tk.surgery` had done to the model, when torchkeep saved it; `tk.surgery.replay` does it again.
+        optimizers: the states of optimizers by the names of their parameters, when a run of torchkeep saved them.
+        origins: where tensors were loaded from before torchkeep saved them, by name.
     """
 
     file: str
@@ -136,6 +139,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     facts: Any = None
     frozen: Frozen = field(default_factory=Frozen)
     surgery: tuple[Operation, ...] = ()
+    optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:
@@ -225,6 +230,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             provenance=self.provenance,
             kind="module" if isinstance(inside, trees.Record) else "weights",
             modules=within,
+            origins={name[len(lead) :]: origin for name, origin in self.origins.items() if name.startswith(lead)},
         )
 
     def load(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
@@ -260,6 +266,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("byte order", "" if self.provenance.byte_order == "little" else self.provenance.byte_order),
                 ("optimizer", self.provenance.optimizer),
                 ("model under", container),
+                ("loaded from", counted(self.origins)),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),

@@ -9,6 +9,7 @@ import msgspec
 
 from .modulespec import ModuleSpec
 from .operations import Operation
+from .origin import Origins
 
 KEY = "torchkeep"
 NO_DIGEST = "0" * 64
@@ -68,6 +69,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         module: the description of the model, without its values.
         tree: the saved object as tagged JSON, its tensors by name; of a module, its extra state.
         whole: in the first of several shards, the kind of them all together; `tree` and `module` are theirs.
+        origins: where the tensors of a model were loaded from before.
         producer: versions of what wrote it.
         surgery: what was done to the structure of the module, in order.
     """
@@ -90,6 +92,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     module: ModuleSpec | None = None
     tree: Any = msgspec.UNSET
     whole: str = ""
+    origins: Origins = Origins()
     producer: dict[str, str] = {}
     surgery: list[Operation] = []
 

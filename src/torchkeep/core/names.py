@@ -41,6 +41,19 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(names), n=count, cutoff=0.4)
 
 
+def with_parents(names: Iterable[str]) -> list[str]:
+    """The names and all paths above them, in order, each once.
+
+    >>> with_parents(["a.b.c", "a.d"])
+    ['a', 'a.b', 'a.b.c', 'a.d']
+    """
+    paths: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        paths.update(dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1)))
+    return list(paths)
+
+
 def is_under(name: str, prefix: str) -> bool:
     """Whether a name is the prefix itself or lies below it."""
     return not prefix or name == prefix or name.startswith(prefix + ".")
@@ -99,6 +112,30 @@ class Selector:
         return [
             atom.text for atom in atoms if not any(_hit(atom, name, blocks) for name in listed) or atom.beyond(blocks)
         ]
+
+    def check(self, names: Iterable[str], what: str, where: str) -> None:
+        """Refuse parts that match none of the names.
+
+        Args:
+            names: dotted names.
+            what: the argument that the selector was given as, e.g. `adapt`.
+            where: what has the names, e.g. `the model`.
+
+        Raises:
+            SelectorError: a part matches nothing; the hint has the nearest names.
+        """
+        listed = list(names)
+        for part in self.unused(listed):
+            close = nearest(part.removesuffix(".*"), with_parents(listed))
+            hint = f"the nearest names are {', '.join(map(repr, close))}" if close else "print(model) shows its names"
+            raise SelectorError(f"{what}={part!r} matches nothing in {where}", hint=hint)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its parts as text, from which the same selector can be made again."""
+        return tuple(
+            text for part in self._parts for text in (part.texts if isinstance(part, Selector) else (_text(part),))
+        )
 
     def __str__(self) -> str:
         return ", ".join(_text(part) for part in self._parts)

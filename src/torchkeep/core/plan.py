@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -35,9 +35,64 @@ class Rule(Protocol):
     def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> Mapping[str, str | Pair]: ...
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What an adapter makes of a tensor, or why it cannot.
+
+    Attributes:
+        says: what it does, for the report.
+        refused: why it cannot be done; empty where it can.
+        taken: elements of the model that come from the source; all if None.
+        keeps: whether some of the model's own values stay, so that there must be some.
+        selects: whether each element is one of the source, one of the model, or zero: then what an optimizer keeps for
+            each element can go the same way.
+    """
+
+    says: str = ""
+    refused: str = ""
+    taken: int | None = None
+    keeps: bool = False
+    selects: bool = True
+
+
+class Adapter(Protocol):
+    """Makes a tensor of another shape fit.
+
+    `fit` looks at specs only and says what will be done, or None where nothing has to be. `apply` does it on values: it
+    gets those of the source and what the model has, and returns a tensor of the model's shape. `options` are plain
+    values that make the same adapter again, for a plan in a file.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    def fit(self, target: TensorSpec, source: TensorSpec) -> Fit | None: ...
+
+    def apply(self, value: torch.Tensor, current: torch.Tensor) -> torch.Tensor: ...
+
+
+Adapting = Sequence[tuple[Selector, Adapter]]
+"""Which adapter is for which names of the model; the first that chooses a name counts."""
+
+
+class Match(NamedTuple):
+    """A pair that was found: a name of the source, the rule that found it, and how sure it was."""
+
+    source: str
+    rule: str
+    confidence: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One tensor that fits: from a name in the source to a name in the model, found by a rule, more or less surely."""
+    """One tensor that fits: from a name in the source to a name in the model, found by a rule, more or less surely.
+
+    `adapter` is the name of what makes it fit, empty where it fits as it is; `says` what the adapter does, and `taken`
+    how many elements of the model come from the source.
+    """
 
     source: str
     target: str
@@ -45,6 +100,9 @@ class Move:
     spec: TensorSpec
     cast_from: str = ""
     confidence: float = 1.0
+    adapter: str = ""
+    says: str = ""
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +113,7 @@ class Mismatch:
     target: str
     rule: str
     reason: str
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,12 +121,13 @@ class LoadPlan:
     """The whole decision. Nothing was read and nothing was changed to make it.
 
     Attributes:
-        moves: what will be copied.
-        mismatched: same name, but another shape or an incompatible dtype.
+        moves: what will be copied or adapted.
+        mismatched: paired, but of another shape or an incompatible dtype.
         missing: names of the model that the source does not have.
         unexpected: names of the source that the model does not have.
         tied: name -> the name it shares memory with, in the model.
         target: dtype and shape of everything in the model.
+        adapters: name of the model -> what makes its tensor fit.
     """
 
     moves: tuple[Move, ...]
@@ -76,9 +136,16 @@ class LoadPlan:
     unexpected: tuple[str, ...]
     tied: Mapping[str, str]
     target: Specs
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
 
-def make_plan(target: Specs, source: Specs, rules: Iterable[Rule], tied: Mapping[str, str] | None = None) -> LoadPlan:
+def make_plan(
+    target: Specs,
+    source: Specs,
+    rules: Iterable[Rule],
+    tied: Mapping[str, str] | None = None,
+    adapting: Adapting = (),
+) -> LoadPlan:
     """Apply the rules one after another, each to what the earlier ones left over.
 
     Args:
@@ -86,39 +153,77 @@ def make_plan(target: Specs, source: Specs, rules: Iterable[Rule], tied: Mapping
         source: what the checkpoint has.
         rules: in order of preference.
         tied: names of the model that share memory with an earlier name: loading one of them loads all.
+        adapting: what makes tensors of another shape fit.
     """
-    tied = tied or {}
-    paired: dict[str, tuple[Pair, str]] = {}
+    return plan_of(target, source, paired_by(target, source, rules), tied or {}, adapting)
+
+
+def paired_by(target: Specs, source: Specs, rules: Iterable[Rule]) -> dict[str, Match]:
+    """For each name of the model that a rule has found something for, what it found."""
+    paired: dict[str, Match] = {}
     used: set[str] = set()
     for rule in rules:
         left = {name: spec for name, spec in target.items() if name not in paired}
         free = {name: spec for name, spec in source.items() if name not in used}
-        for to, found in rule.match(left, free, {name: pair.source for name, (pair, _) in paired.items()}).items():
+        for to, found in rule.match(left, free, {name: match.source for name, match in paired.items()}).items():
             pair = Pair(found, 1.0) if isinstance(found, str) else found
-            paired[to] = (pair, rule.name)
+            paired[to] = Match(pair.source, rule.name, pair.confidence)
             used.add(pair.source)
+    return paired
+
+
+def plan_of(
+    target: Specs, source: Specs, paired: Mapping[str, Match], tied: Mapping[str, str], adapting: Adapting = ()
+) -> LoadPlan:
+    """What becomes of pairs that were found: which fit, which are made to, and what is left over."""
     moves, mismatched = [], []
-    for name, ((origin, confidence), rule_name) in paired.items():
-        reason = _reason(target[name], source[origin])
-        if reason:
-            mismatched.append(Mismatch(origin, name, rule_name, reason))
+    adapters: dict[str, Adapter] = {}
+    chosen = _adapters(target, tied, adapting)
+    for name, match in paired.items():
+        to, origin = target[name], source[match.source]
+        adapter = chosen.get(tied.get(name, name))
+        fit = None if adapter is None else adapter.fit(to, origin)
+        if adapter is None or fit is None:
+            reason = _shape_reason(to, origin)
         else:
-            cast = (
-                str(source[origin].dtype).removeprefix("torch.") if source[origin].dtype != target[name].dtype else ""
-            )
-            moves.append(Move(origin, name, rule_name, target[name], cast, confidence))
+            reason = f"{adapter.name}: {fit.refused}" if fit.refused else ""
+        reason = reason or _dtype_reason(to, origin)
+        if reason:
+            mismatched.append(Mismatch(match.source, name, match.rule, reason, match.confidence))
+            continue
+        cast = str(origin.dtype).removeprefix("torch.") if origin.dtype != to.dtype else ""
+        move = Move(match.source, name, match.rule, to, cast, match.confidence, taken=to.numel)
+        if fit is not None and adapter is not None:
+            adapters[name] = adapter
+            taken = to.numel if fit.taken is None else fit.taken
+            move = replace(move, adapter=adapter.name, says=fit.says, taken=taken)
+        moves.append(move)
     order = {name: position for position, name in enumerate(target)}
     moves.sort(key=lambda move: order[move.target])
     reached = {tied.get(move.target, move.target) for move in moves}
+    used = {match.source for match in paired.values()}
     missing = [name for name in target if name not in paired and tied.get(name, name) not in reached]
     unexpected = [name for name in source if name not in used]
-    return LoadPlan(tuple(moves), tuple(mismatched), tuple(missing), tuple(unexpected), tied, target)
+    return LoadPlan(tuple(moves), tuple(mismatched), tuple(missing), tuple(unexpected), tied, target, adapters)
 
 
-def _reason(target: TensorSpec, source: TensorSpec) -> str:
+def _adapters(target: Specs, tied: Mapping[str, str], adapting: Adapting) -> dict[str, Adapter]:
+    """First name of each tensor -> the adapter that one of its names is chosen for."""
+    chosen: dict[str, Adapter] = {}
+    for selector, adapter in adapting:
+        for name in selector.choose(target):
+            chosen.setdefault(tied.get(name, name), adapter)
+    return chosen
+
+
+def _shape_reason(target: TensorSpec, source: TensorSpec) -> str:
+    if target.shape == source.shape:
+        return ""
+    return f"shape {list(source.shape)} in the source, {list(target.shape)} in the model"
+
+
+def _dtype_reason(target: TensorSpec, source: TensorSpec) -> str:
     """Why a tensor does not fit, or nothing. Floats may be cast to other floats; integers only to wider ones."""
-    if target.shape != source.shape:
-        return f"shape {list(source.shape)} in the source, {list(target.shape)} in the model"
     if target.dtype == source.dtype or _rank(source.dtype) < _rank(target.dtype):
         return ""
     if source.dtype.is_floating_point and target.dtype.is_floating_point:

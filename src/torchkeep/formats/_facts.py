@@ -18,6 +18,7 @@ from ..core.freezespec import Frozen
 from ..core.limits import Limits
 from ..core.made import Later, Made
 from ..core.modulespec import ModuleSpec
+from ..core.origin import Origins, unpacked
 from ..core.source import Source
 from ..core.tensors import LazyTensor, TensorSpec, check_geometry, contiguous_stride, dtype_name, torch_dtype
 from ..core.tree import ABSENT, leaves
@@ -61,6 +62,7 @@ class OnDisk(FileFacts, frozen=True):
     outline: msgspec.Raw = _NOTHING
     module: msgspec.Raw = _NOTHING  # type: ignore[assignment]
     tree: msgspec.Raw = _NOTHING
+    origins: msgspec.Raw = _NOTHING  # type: ignore[assignment]
 
 
 def _held(name: str) -> Any:
@@ -75,8 +77,9 @@ def _held(name: str) -> Any:
 
 
 class SavedFacts(FileFacts, frozen=True):
-    """The facts of an opened file. The description of its module and its tree are decoded when they are asked for."""
+    """The facts of an opened file. What may be long in them is decoded when it is asked for."""
 
+    origins = _held("origins")
     module = _held("module")
     tree = _held("tree")
 
@@ -90,6 +93,7 @@ class SavedCheckpoint(Checkpoint):
     candidates = _when_asked()
     modules = _when_asked()
     frozen = _when_asked()
+    origins = _when_asked()
 
 
 def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> OnDisk | None:
@@ -166,6 +170,7 @@ def with_facts(ckpt: Checkpoint, disk: OnDisk, source: Source, limits: Limits) -
         provenance=Provenance(_producer(facts), ("torchkeep names itself in the file",)),
         facts=facts,
         surgery=tuple(facts.surgery),
+        optimizers={},
         _asked=lambda name: _described(name, facts, tensors, source.name, limits),
     )
     if facts.kind != "object":
@@ -180,6 +185,7 @@ def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Fi
     """The facts with what may be long to be decoded later."""
     fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
     raw_module, raw_tree = fields["outline" if facts.version > 1 else "module"], fields["tree"]
+    raw_origins = fields["origins"]
 
     def tree() -> Any:
         with _readable(file):
@@ -193,8 +199,13 @@ def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Fi
                 return Lengthened(list(tensors)).module(held, tensors.__getitem__, facts.tied)
             return msgspec.json.decode(raw_module, type=ModuleSpec | None)
 
+    def origins() -> Origins:
+        with _readable(file):
+            return msgspec.json.decode(raw_origins, type=Origins)
+
     fields["tree"] = Later(tree) if _size(raw_tree) else msgspec.UNSET
     fields["module"] = Later(module) if _size(raw_module) else None
+    fields["origins"] = Later(origins) if _size(raw_origins) else Origins()
     fields |= {"outline": msgspec.UNSET, "hashes": ""}
     return SavedFacts(**fields)
 
@@ -224,6 +235,9 @@ def _expanded(disk: OnDisk, stored: list[str]) -> OnDisk:
 def _described(
     name: str, facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str, limits: Limits
 ) -> dict[str, Any]:
+    if name == "origins":
+        with _readable(file):
+            return {"origins": unpacked(facts.origins)}
     if name in {"modules", "frozen"}:
         return {"modules": _modules(facts), "frozen": Frozen() if facts.module is None else facts.module.as_frozen}
     tree = _tree(facts, tensors, file)
@@ -313,6 +327,7 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
         candidates=candidates,
         modules=_modules(facts),
         frozen=Frozen() if facts.module is None else facts.module.as_frozen,
+        origins=first.origins,
         metadata=first.metadata,
         provenance=first.provenance,
         surgery=first.surgery,

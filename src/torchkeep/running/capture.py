@@ -13,6 +13,7 @@ from torch import nn
 from ..core import tagged
 from ..core import tree as trees
 from ..core.live import check_savable, named_parameters, state_of, unwrapped
+from ..core.origin import origins_of, packed
 from ..errors import UnsavableError
 from ..freezing import freeze_state, held_modules
 from ..surgery import history
@@ -96,14 +97,18 @@ def capture(
 def _module(captured: Captured, name: str, module: nn.Module) -> dict[str, Any]:
     tensors, extra = state_of(module)
     captured.tensors.update({f"{name}/{key}": tensor for key, tensor in tensors.items()})
-    state = {
+    state: dict[str, Any] = {
         "held": held_modules(module),
         "buffers": [key for key, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)],
         "extra": captured.add_tree(f"{name}-extra", extra),
     }
-    freeze, surgery = freeze_state(module), history(module)
-    state |= {} if freeze is None else {"freeze": tagged.encode(msgspec.to_builtins(freeze))}
-    return state | ({"surgery": tagged.encode(msgspec.to_builtins(list(surgery)))} if surgery else {})
+    origins = {name: origin for name, origin in origins_of(module).items() if name in tensors}
+    more = {
+        "freeze": freeze_state(module),
+        "origins": packed(origins) if origins else None,
+        "surgery": list(history(module)) or None,
+    }
+    return state | {key: tagged.encode(msgspec.to_builtins(one)) for key, one in more.items() if one is not None}
 
 
 def _gradients(captured: Captured, modules: Mapping[str, nn.Module], *, whole: bool) -> list[str]:

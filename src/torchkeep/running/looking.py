@@ -20,7 +20,7 @@ from ..stores import Store
 from .archive import MARKER, Archive
 from .journal import Journal, read_key
 from .monitor import Monitor
-from .restore import extra_state_of, frozen_of, surgery_of, tracked_in
+from .restore import extra_state_of, frozen_of, optimizers_in, origins_in, surgery_of, tracked_in
 from .tags import read_tags
 
 
@@ -70,8 +70,16 @@ class Looking:
         weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
         file = f"{self.path}, snapshot {body.sequence}"
         tree, frozen = extra_state_of(body, lazy), frozen_of(body)
-        surgery = surgery_of(body)
-        return Checkpoint(file, "torchkeep_run", weights, tree=tree, frozen=frozen, surgery=surgery)
+        return Checkpoint(
+            file,
+            "torchkeep_run",
+            weights,
+            tree=tree,
+            frozen=frozen,
+            optimizers=optimizers_in(body, lazy),
+            origins=origins_in(body),
+            surgery=surgery_of(body),
+        )
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -15,9 +16,10 @@ from ..core.freezespec import FreezeState, Frozen, state_from
 from ..core.live import named_modules, named_parameters, set_extra_state, spec_of, state_of, tied_names
 from ..core.manifest import Body, Entry
 from ..core.operations import Operation, operations_from
+from ..core.origin import Origin, Origins, forget, remember, unpacked
 from ..core.plan import make_plan
 from ..core.report import LoadReport
-from ..errors import IncompatibleCheckpointError
+from ..errors import CorruptCheckpointError, IncompatibleCheckpointError
 from ..freezing import freeze_state, restore_freeze
 from ..rules.exact import Exact
 from .optimizers import Saved, check_order, fit, keeper, restore
@@ -128,6 +130,24 @@ def surgery_of(body: Body) -> tuple[Operation, ...]:
     return operations_from(tagged.decode(body.state["model"].get("surgery", [])))
 
 
+def optimizers_in(body: Body, lazy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The states of the optimizers by the names of their parameters, tensors still lazy."""
+    parts = {name: part for name, part in body.state.items() if name not in RESERVED and part["kind"] == OPTIMIZER}
+    return {
+        tracked: {name: tagged.decode(value, lambda key: lazy[key]) for name, value in part["state"].items()}
+        for tracked, part in parts.items()
+    }
+
+
+def origins_in(body: Body, what: str = "model") -> dict[str, Origin]:
+    """Where the tensors of a module were loaded from, as far as the snapshot says."""
+    part = body.state[what].get("origins")
+    try:
+        return {} if part is None else unpacked(msgspec.convert(tagged.decode(part), Origins))
+    except ValueError as error:  # msgspec's own errors are ValueErrors
+        raise CorruptCheckpointError(f"the origins of {what} cannot be read: {error}") from error
+
+
 def data_of(body: Body, tensors: Tensors) -> dict[str, Any]:
     """The positions in the data that were saved, by the name of the loader."""
     return _value(body.state["data"], tensors) if "data" in body.state else {}
@@ -173,6 +193,7 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple
     still = frozenset(name for name, entry in entries.items() if not entry.requires_grad)
     gradients = {name: tensor for name, tensor in _gradients(body, tensors, what).items() if name in live}
     freeze, lost = _freeze(part, module)
+    origins = origins_in(body, what)
     note = f"requires_grad of {len(flipped)} parameters was set as in the snapshot: {', '.join(flipped[:3])}"
 
     before = copy.deepcopy(live_extra)
@@ -186,6 +207,8 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple
             for name, tensor in live.items():
                 tensor.copy_(saved[name])
         restore_freeze(module, Frozen(tuple(part["held"]), still, freeze))
+        forget(module)
+        remember(module, origins)
         for name, parameter in named_parameters(module):
             grad = gradients.get(name)
             parameter.grad = None if grad is None else torch.empty_like(parameter, requires_grad=False).copy_(grad)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapters.channels import with_channels
 from ..core.operations import Operation
 from ..errors import SurgeryError
 from ..freezing import is_held
@@ -97,7 +98,7 @@ def adapt_input(model: nn.Module, channels: int, *, name: str | None = None, exa
         note = f"a grey image now gives what it gave when repeated over {old} channels with the same normalisation"
     else:
         note = f"channels {old} to {channels - 1} start with zero weights, so they are ignored until trained"
-    weight = nn.Parameter(_adapted(layer.weight.detach(), channels), requires_grad=layer.weight.requires_grad)
+    weight = nn.Parameter(with_channels(layer.weight.detach(), channels), requires_grad=layer.weight.requires_grad)
     operation = Operation("adapt_input", site.name, {"channels": channels})
 
     def change() -> None:
@@ -184,12 +185,3 @@ def _check_channels(site: Site, layer: Conv, channels: int) -> None:
             "stand for, so what it computes cannot be kept",
             hint="adapt to 1 channel, or choose the kernels by hand",
         )
-
-
-def _adapted(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    if channels == 1:
-        # Half precision is summed in single precision and rounded once.
-        wide = weight if weight.dtype.itemsize >= 4 else weight.float()
-        return wide.sum(1, keepdim=True).to(weight.dtype)
-    more = weight.new_zeros(weight.shape[0], channels - weight.shape[1], *weight.shape[2:])
-    return torch.cat([weight, more], 1)

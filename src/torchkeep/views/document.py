@@ -67,6 +67,7 @@ def _checkpoint(ckpt: Checkpoint) -> dict[str, Any]:
         "modules": [_module(module) for module in ckpt.modules],
         "findings": _plain(ckpt.findings),
         "surgery": _plain(ckpt.surgery),
+        "origins": {name: _plain(origin) for name, origin in ckpt.origins.items()},
         "tensors": [
             {
                 "name": name,
@@ -106,6 +107,9 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
         "source": report.source,
         "applied": report.applied,
         "coverage": report.coverage,
+        "coverage_by_module": report.coverage_by_module,
+        "allowed": list(report.allowed),
+        "checked": report.checked,
         "loaded": list(report.loaded),
         "missing": list(report.missing),
         "unexpected": list(report.unexpected),
@@ -113,7 +117,17 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
         "adapted": list(report.adapted),
         "notes": list(report.notes),
         "moves": [
-            {"source": move.source, "target": move.target, "rule": move.rule, "cast_from": move.cast_from}
+            {
+                "source": move.source,
+                "target": move.target,
+                "rule": move.rule,
+                "confidence": move.confidence,
+                "cast_from": move.cast_from,
+                "adapter": move.adapter,
+                "options": dict(report.plan.adapters[move.target].options) if move.adapter else {},
+                "does": move.says,
+                "elements": move.taken,
+            }
             for move in report.moves
         ],
         "mismatches": _plain(report.mismatches),
@@ -121,7 +135,7 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
 
 
 def _error(error: TorchkeepError) -> dict[str, Any]:
-    known = ("file", "place", "path", "hint", "candidates", "applied", "needed", "free")
+    known = ("file", "place", "path", "hint", "candidates", "applied", "difference", "needed", "free")
     facts = {name: _plain(getattr(error, name)) for name in known if getattr(error, name, None)}
     report = getattr(error, "report", None)
     return {
