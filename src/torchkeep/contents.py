@@ -68,8 +68,8 @@ def of_module(model: nn.Module) -> Contents:
         inside, more, tree = _taken_apart(extra)
         tensors, kinds = tensors | inside, kinds | more
     origins = packed({name: origin for name, origin in origins_of(model).items() if name in state})
-    more = {"module": inspect(unwrapped(model)), "origins": origins, "surgery": history(model)}
-    return contents_of(tensors, kinds, kind="module", tree=tree, **more)
+    module, surgery = inspect(unwrapped(model)), history(model)
+    return contents_of(tensors, kinds, kind="module", tree=tree, module=module, origins=origins, surgery=surgery)
 
 
 @collector_paused()
