@@ -99,6 +99,8 @@ def _change(
     digests = one.digests.get(name), other.digests.get(name)
     if trust_digests and specs[0] == specs[1] and digests[0] is not None and digests[0] == digests[1]:
         return Change(name, EQUAL, before, after, by_digest=True)
+    if not (has_values(a) or has_values(b) or specs[0] != specs[1]):
+        return Change(name, EQUAL, before, after, why="on the meta device, without values")
     if not (has_values(a) and has_values(b)):
         return Change(name, "unread", before, after, why="it is on the meta device and has no values")
     key = (identity(a), identity(b))
@@ -121,7 +123,7 @@ def _read(name: str, a: AnyTensor, b: AnyTensor, tolerance: float) -> Change:
     far = distance(a, b)
     what = "recast" if recast else "moved"
     if far is None:
-        return Change(name, what, before, after, why="compared bit for bit only")
+        return Change(name, what, before, after, why="" if recast else "compared bit for bit only")
     near = far.relative is not None and far.relative <= tolerance and not far.lost
     if not recast and tolerance and near:
         what = CLOSE
@@ -161,8 +163,9 @@ def _of_checkpoint(ckpt: Checkpoint, whole: bool) -> _Side:
         return _Side(title, ckpt.tensors, digests_of(ckpt, whole=True))
     model = ckpt.model
     beside = len(ckpt) - len(model)
-    notes = (f"of {title} the model under {ckpt.model_key!r} is compared; whole=True compares all",)
-    notes = notes if ckpt.model_key and beside else ()
+    notes: tuple[str, ...] = ()
+    if ckpt.model_key and beside:
+        notes = (f"of {title} the model under {ckpt.model_key!r} is compared; whole=True compares all",)
     return _Side(title, model.tensors, digests_of(ckpt), (*notes, *_beside(extra_state_of(model))))
 
 

@@ -69,9 +69,7 @@ def of_module(model: nn.Module) -> Contents:
 
 
 @collector_paused()
-def of_object(
-    obj: Any, *, metadata: Mapping[str, str] | None = None, module: ModuleSpec | None = None
-) -> Contents:
+def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None, module: ModuleSpec | None = None) -> Contents:
     """What goes into the file of a nested object; inert records of an opened checkpoint are kept as records."""
     tensors, kinds, tree = taken_apart(obj)
     return contents_of(tensors, kinds, kind="object", tree=tree, module=module, metadata=metadata)

@@ -82,9 +82,10 @@ def convert(
         ckpt = ckpt.model
     if dtype is not None:
         ckpt = Casting(as_dtype(dtype)).checkpoint(ckpt)
+    notes: tuple[str, ...]
     if path.suffix == ".safetensors":
-        contents = of_checkpoint(ckpt, model_only=model_only)
-        saved, notes = write_contents(contents, path, most=most, progress=progress), ()
+        contents, notes = of_checkpoint(ckpt, model_only=model_only), ()
+        saved = write_contents(contents, path, most=most, progress=progress)
     else:
         saved, notes = _torch_zip(ckpt, path, model_only, progress)
     notes += tuple(finding.message for finding in ckpt.findings if finding.code == EDITED)

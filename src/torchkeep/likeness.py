@@ -13,7 +13,8 @@ from .core.live import AnyTensor, identity, spec_of
 from .core.pieces import elements, real_numbers, same_bits
 from .core.tensors import LazyTensor, dtype_name
 
-_ELEMENTS = 1 << 20
+_ELEMENTS = 1 << 20  # read at a time
+_CHUNK = 1 << 15  # computed at a time: it stays in the cache, and torch shares no smaller work out to threads
 
 
 @dataclass(frozen=True)
@@ -53,40 +54,57 @@ def same(one: AnyTensor, other: AnyTensor) -> bool:
 
 
 def distance(one: AnyTensor, other: AnyTensor) -> Distance | None:
-    """How far the elements of two tensors of one shape are apart; None where they are no numbers of their own.
+    """How far the elements of two tensors of one shape are apart; None where they are no numbers of one kind.
 
     Computed in float64. Complex numbers count by their parts.
     """
-    if not _has_numbers(one) or not _has_numbers(other):
+    if not _has_numbers(one) or not _has_numbers(other) or one.dtype.is_complex != other.dtype.is_complex:
         return None
-    dot = first = second = gap = 0.0
-    largest = 0.0
-    changed = lost = 0
-    odd = [0, 0]
+    sums = _Sums()
     for a, b in _pairs(one, other):
-        if a.dtype == b.dtype:
-            differ = ~same_bits(a, b)
-            changed += int(differ.sum())
-        x, y = real_numbers(a), real_numbers(b)
-        if a.dtype != b.dtype:
-            differ = x != y
-            changed += int(differ.sum())
-        finite = x.isfinite(), y.isfinite()
-        both = finite[0] & finite[1]
-        if not bool(both.all()):
-            odd[0] += int((~finite[0]).sum())
-            odd[1] += int((~finite[1]).sum())
+        for start in range(0, len(a), _CHUNK):
+            sums.add(a[start : start + _CHUNK], b[start : start + _CHUNK])
+    return Distance(
+        _ratio(math.sqrt(sums.gap), math.sqrt(sums.before)),
+        sums.largest,
+        _cosine(sums.dot, sums.before, sums.after),
+        sums.changed,
+        sums.lost,
+        (sums.odd[0], sums.odd[1]),
+    )
+
+
+class _Sums:
+    """What a distance is made of, added up piece by piece."""
+
+    def __init__(self) -> None:
+        self.dot = self.before = self.after = self.gap = self.largest = 0.0
+        self.changed = self.lost = 0
+        self.odd = [0, 0]
+        self._room = torch.empty(3, 2 * _CHUNK, dtype=torch.float64)  # new memory each time costs more than the sums
+
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Some elements of each."""
+        x, y = real_numbers(a, self._room[0]), real_numbers(b, self._room[1])
+        differ = ~same_bits(a, b) if a.dtype == b.dtype else (x != y) & ~(x.isnan() & y.isnan())
+        self.changed += int(differ.sum())
+        before, after = float(torch.dot(x, x)), float(torch.dot(y, y))
+        if not (math.isfinite(before) and math.isfinite(after)):  # much cheaper than asking each element
+            finite = x.isfinite(), y.isfinite()
+            both = finite[0] & finite[1]
+            self.odd[0] += int((~finite[0]).sum())
+            self.odd[1] += int((~finite[1]).sum())
             unequal = differ if differ.shape == both.shape else differ.repeat_interleave(2)
-            lost += int((unequal & ~both).sum())
+            self.lost += int((unequal & ~both).sum())
             x, y = x[both], y[both]
+            before, after = float(torch.dot(x, x)), float(torch.dot(y, y))
         if x.numel():
-            z = y - x
-            dot += float(torch.dot(x, y))
-            first += float(torch.dot(x, x))
-            second += float(torch.dot(y, y))
-            gap += float(torch.dot(z, z))
-            largest = max(largest, float(z.abs().max()))
-    return Distance(_ratio(math.sqrt(gap), math.sqrt(first)), largest, _cosine(dot, first, second), changed, lost, (odd[0], odd[1]))
+            self.dot += float(torch.dot(x, y))
+            self.before += before
+            self.after += after
+            apart = torch.sub(y, x, out=self._room[2, : len(x)])
+            self.gap += float(torch.dot(apart, apart))
+            self.largest = max(self.largest, float(torch.linalg.vector_norm(apart, ord=math.inf)))
 
 
 def _ratio(gap: float, norm: float) -> float | None:

@@ -33,7 +33,8 @@ def checkpoint_of(given: Any) -> Checkpoint:
         return Run(given.path).open(given.sequence)
     if not isinstance(given, (str, os.PathLike)):
         raise LoadError(
-            f"weights cannot be taken from a {type(given).__name__}", hint="pass a path, a Checkpoint, a run or a snapshot"
+            f"weights cannot be taken from a {type(given).__name__}",
+            hint="pass a path, a Checkpoint, a run or a snapshot",
         )
     if is_run(given):
         return Run(given).open()
@@ -54,6 +55,7 @@ def _sequence(run: Run, which: str) -> int:
     if found is None:
         tags = shorten(run.tags) or "none"
         raise LoadError(
-            f"{run.path} has no snapshot {which!r}", hint=f"write a number or a tag; its tags are {tags}, `best` by metric"
+            f"{run.path} has no snapshot {which!r}",
+            hint=f"write a number or a tag; its tags are {tags}, `best` by metric",
         )
     return found

@@ -24,6 +24,7 @@ BLOCK = 8 << 20
 _HOT = 1 << 20
 _WINDOW = 2 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
 _ELEMENTS = 1 << 20  # converted at a time
+_CHUNK = 1 << 15  # averaged at a time: torch shares no smaller work out to threads, which wait for each other
 _AHEAD = 32 << 20
 
 _Step = Callable[[Buffer], Buffer]
@@ -96,23 +97,30 @@ class Mean:
         out = torch.empty(count, dtype=self._spec.dtype, device="cpu")
         for start in range(0, count, _ELEMENTS):
             some = out[start : start + _ELEMENTS]
-            _bits(some).copy_(self._mean(first + start, some.numel()))
+            self._fill(_bits(some), first + start, some.numel())
         return tensor_bytes(out)
 
     def sibling(self, name: str) -> Source:
         """A neighbour of the last file."""
         return self.inputs[-1].source.sibling(name)
 
-    def _mean(self, first: int, count: int) -> torch.Tensor:
-        """Some elements as bits."""
+    def _fill(self, out: torch.Tensor, first: int, count: int) -> None:
+        """Put the bits of some elements into `out`."""
         base = elements(self.inputs[0], first, count)
-        total = torch.zeros(_real(base).shape, dtype=torch.float64)
-        same = torch.ones(total.shape, dtype=torch.bool)
-        for tensor, share in zip(self.inputs, self._shares, strict=True):
-            more = elements(tensor, first, count)
-            total.add_(_real(more).to(torch.float64), alpha=share)
-            same &= _bits(more) == _bits(base)
-        return torch.where(same, _bits(base), _bits(total.to(_real(base).dtype)))
+        total = torch.zeros(out.shape, dtype=torch.float64)
+        same = torch.ones(out.shape, dtype=torch.bool)
+        for at, (tensor, share) in enumerate(zip(self.inputs, self._shares, strict=True)):
+            more = elements(tensor, first, count) if at else base
+            for part in _chunks(len(out)):
+                total[part].add_(_real(more)[part].to(torch.float64), alpha=share)
+                same[part] &= _bits(more)[part] == _bits(base)[part]
+        for part in _chunks(len(out)):
+            rounded = _bits(total[part].to(_real(base).dtype))
+            torch.where(same[part], _bits(base)[part], rounded, out=out[part])
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
 
 
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -136,9 +144,10 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return same.view(-1, 2).all(1) if one.dtype in _REAL else same
 
 
-def real_numbers(flat: torch.Tensor) -> torch.Tensor:
-    """A row of elements in float64, complex ones as twice as many real ones."""
-    return _real(flat).to(torch.float64)
+def real_numbers(flat: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """A row of elements, complex ones as twice as many real ones, in the dtype and the memory of `room`."""
+    real = _real(flat)
+    return room[: real.numel()].copy_(real)
 
 
 def elements(tensor: AnyTensor, first: int, count: int) -> torch.Tensor:
@@ -154,7 +163,9 @@ def elements(tensor: AnyTensor, first: int, count: int) -> torch.Tensor:
         plain = tensor.detach()
         if in_place(plain):
             return plain.reshape(-1)[first : first + count]
-        return _row([tensor_bytes(plain[_slices(*box)]) for box in _boxes(tuple(plain.shape), first, count)], plain.dtype)
+        return _row(
+            [tensor_bytes(plain[_slices(*box)]) for box in _boxes(tuple(plain.shape), first, count)], plain.dtype
+        )
     if isinstance(tensor, Composite):
         if not isinstance(tensor.composition, Chunked):
             return _flat(tensor_bytes(tensor.load()), tensor.dtype)[first : first + count]

@@ -38,7 +38,8 @@ def average(
     are bit for bit the same, the average is that too.
 
     Args:
-        sources: paths, Checkpoints, runs or snapshots, oldest first; or one run, for the snapshots that led to its newest.
+        sources: paths, Checkpoints, runs or snapshots, oldest first; or one run, for the snapshots that led to its
+            newest.
         weights: one for each, above 0 together; they are divided by their sum.
         decay: from 0 to 1: each counts `decay` times as much as the one after it, divided by the sum.
         last: of a run, that many of the newest snapshots.
@@ -85,7 +86,9 @@ def _snapshots(
     if sequences is not None:
         missing = [number for number in sequences if number not in found]
         if missing:
-            raise LoadError(f"{run.path} has no snapshot {shorten(map(str, missing))}", hint="`torchkeep runs` lists them")
+            raise LoadError(
+                f"{run.path} has no snapshot {shorten(map(str, missing))}", hint="`torchkeep runs` lists them"
+            )
         line = [found[number] for number in sorted(set(sequences))]
     else:
         line = []
@@ -152,7 +155,7 @@ def _averaged(flats: list[Flat], shares: list[float]) -> tuple[dict[str, LazyTen
     for name, tensor in flats[-1].tensors.items():
         inputs = [flat.tensors[name] for flat in flats]
         digests = {flat.digests.get(name) for flat in flats}
-        if not all([_has_average(name, one) for one in inputs]):
+        if False in [_has_average(name, one) for one in inputs]:
             kept.append(name)
         elif len(inputs) > 1 and (len(digests) > 1 or None in digests):
             key = tuple(one.identity for one in inputs)
@@ -166,7 +169,7 @@ def _averaged(flats: list[Flat], shares: list[float]) -> tuple[dict[str, LazyTen
 
 
 def _has_average(name: str, tensor: LazyTensor) -> bool:
-    """Whether it is made of numbers that have an average; raises EditError for those that have one only when unpacked."""
+    """Whether it is made of numbers that have an average; raises EditError for sparse, quantized and nested ones."""
     if isinstance(tensor, Composite) and not isinstance(tensor.composition, Chunked):
         raise EditError(
             f"{name!r} is {tensor.layout}, and such tensors are not averaged",
@@ -187,7 +190,9 @@ def _said(flats: list[Flat], kept: list[str]) -> tuple[Finding, ...]:
     last = flats[-1]
     said = []
     if kept and len(flats) > 1:
-        said.append(f"{len(kept)} tensors that are no averageable numbers are those of {last.title}: {shorten(kept, 4)}")
+        said.append(
+            f"{len(kept)} tensors that are no averageable numbers are those of {last.title}: {shorten(kept, 4)}"
+        )
     if last.extra and len(flats) > 1:
         said.append(f"the extra state of modules is that of {last.title}: {shorten(last.extra, 4)}")
     return tuple(map(note, said))

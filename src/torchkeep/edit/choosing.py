@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ def drop(source: Any, selection: Any) -> Checkpoint:
     return _kept(flat, left).checkpoint(f"drop {str(Selector.of(selection))!r}")
 
 
-def rename(source: Any, names: Mapping[str | re.Pattern[str], str]) -> Checkpoint:
+def rename(source: Any, names: Mapping[Any, str]) -> Checkpoint:
     r"""A model's weights under other names.
 
     >>> tk.edit.rename("old.pth", {"encoder": "backbone", r"re:^layer(\d+)\.": r"blocks.\1."})    # doctest: +SKIP
@@ -139,7 +139,7 @@ def _by_selectors(flat: Flat, groups: Mapping[str, Any], rest: str | None) -> di
     return homes | dict.fromkeys(left, rest or "")
 
 
-def _renamed(flat: Flat, names: Mapping[str | re.Pattern[str], str]) -> dict[str, str]:
+def _renamed(flat: Flat, names: Mapping[Any, str]) -> dict[str, str]:
     """New name by old one, of all tensors."""
     plain = {old: new for old, new in names.items() if isinstance(old, str) and not old.startswith("re:")}
     expressions = {_compiled(old): (old, new) for old, new in names.items() if old not in plain}
@@ -187,18 +187,3 @@ def _substituted(pattern: re.Pattern[str], new: str, name: str) -> str:
 
 def _text(old: str | re.Pattern[str]) -> str:
     return f"re:{old.pattern}" if isinstance(old, re.Pattern) else old
-
-
-def pairs_of(texts: Sequence[str]) -> dict[str, str]:
-    """`OLD=NEW` as a table; of several `=` the last one counts.
-
-    Raises:
-        SelectorError: one has no `=`.
-    """
-    found = {}
-    for text in texts:
-        old, equals, new = text.rpartition("=")
-        if not equals:
-            raise SelectorError(f"{text!r} is not of the form OLD=NEW")
-        found[old] = new
-    return found

@@ -15,6 +15,7 @@ from ..core import tagged
 from ..core import tree as trees
 from ..core.checkpoint import Checkpoint, Finding, Provenance, SavedModule
 from ..core.facts import FileFacts
+from ..core.freezespec import Frozen
 from ..core.live import is_extra_state
 from ..core.modulespec import ModuleEntry, ModuleSpec, TensorEntry
 from ..core.names import Selector, nearest
@@ -54,7 +55,7 @@ class Flat:
     digests: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
-    provenance: Provenance = Provenance()
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +71,8 @@ class Flat:
         selector, blocks = Selector.of(selection), blocks_in(self.tensors)
         for part in selector.unused(self.names, blocks):
             raise SelectorError(
-                f"{part!r} matches nothing in {self.title}", hint=self.advice(part) or f"the blocks are {shorten(blocks)}"
+                f"{part!r} matches nothing in {self.title}",
+                hint=self.advice(part) or f"the blocks are {shorten(blocks)}",
             )
         found = set(selector.choose(self.names, blocks))
         if not found:
@@ -114,16 +116,15 @@ class Flat:
         if self.whole:
             inside, _, held = taken_apart(dict(self.extra)) if self.extra else ({}, {}, msgspec.UNSET)
             facts = msgspec.structs.replace(facts, kind="module", tree=held)
-            tensors = {**tensors, **inside}
+            tensors = {**tensors, **{name: tensor for name, tensor in inside.items() if isinstance(tensor, LazyTensor)}}
         elif self.extra or self.versions:
             tree = OrderedDict([*tensors.items(), *self.extra.items()])
             if self.versions:
                 tree._metadata = self.versions
             tensors = {leaf.name: leaf.tensor for leaf in trees.leaves(tree)}
-        modules, frozen = self.modules, {}
+        modules = self.modules
         if self.module is not None:
             modules = tuple(SavedModule(one.path, one.class_name, one.training) for one in self.module.modules)
-            frozen = {"frozen": self.module.as_frozen}
         return Checkpoint(
             self.title,
             EDITED,
@@ -135,7 +136,7 @@ class Flat:
             kind="module" if self.whole else "weights",
             modules=modules,
             facts=facts,
-            **frozen,
+            frozen=Frozen() if self.module is None else self.module.as_frozen,
         )
 
 
@@ -161,7 +162,7 @@ def flatten(given: Any) -> Flat:
     }
     digests = digests_of(ckpt)
     if ckpt.format == "torchkeep_run":
-        held = _apart(held, ckpt.facts.tied)
+        held = _apart(held, ckpt.facts)
     spec = _spec_of(model, held)
     return Flat(
         os.fspath(ckpt.file),
@@ -201,19 +202,20 @@ def digests_of(ckpt: Checkpoint, *, whole: bool = False) -> dict[str, str]:
     return found
 
 
-def _apart(tensors: Mapping[str, LazyTensor], tied: Mapping[str, str]) -> dict[str, LazyTensor]:
+def _apart(tensors: Mapping[str, LazyTensor], facts: FileFacts) -> dict[str, LazyTensor]:
     """Tensors of a run, which keeps equal ones once, so that only those are one that were one in the model."""
+    kinds = dict.fromkeys(facts.parameters, "parameter") | dict.fromkeys(facts.buffers, "buffer")
     storages: dict[str, StorageRef | None] = {}
 
     def own(name: str, tensor: LazyTensor) -> LazyTensor:
-        first = tied.get(name, name)
+        first = facts.tied.get(name, name)
         if first not in storages:
             old = tensor.storage
             storages[first] = old
             if old is not None and old.offset is not None:
                 inner = Slice(old.source or tensor.source, old.offset, old.nbytes)
                 storages[first] = StorageRef(old.nbytes, 0, source=inner)
-        return tensor.replace(storage=storages[first])
+        return tensor.replace(storage=storages[first], kind=kinds.get(name, tensor.kind))
 
     return {name: own(name, tensor) for name, tensor in tensors.items()}
 

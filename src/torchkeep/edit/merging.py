@@ -45,7 +45,7 @@ def merge(*sources: Any, prefer: str | None = None) -> Checkpoint:
     if prefer is None:
         _check_apart(flats)
     made = reduce(_joined, flats)
-    titles = [flat.title for flat in flats]
+    titles = list(dict.fromkeys(flat.title for flat in flats))
     return replace(made, title=" + ".join(titles)).checkpoint(f"merge {', '.join(titles)}", *_metadata_lost(flats))
 
 
@@ -118,4 +118,6 @@ def _metadata_lost(flats: list[Flat]) -> tuple[Finding, ...]:
         for key, text in flat.metadata.items():
             held.setdefault(key, set()).add(text)
     differ = [key for key, texts in held.items() if len(texts) > 1]
-    return (note(f"the files say different things as metadata {shorten(differ)}; {flats[0].title} counts"),) * bool(differ)
+    return (note(f"the files say different things as metadata {shorten(differ)}; {flats[0].title} counts"),) * bool(
+        differ
+    )
