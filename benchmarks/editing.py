@@ -71,11 +71,11 @@ def prepare(folder: Path, gigabytes: float) -> int:
 
 
 def perform(name: str, folder: Path) -> dict[str, float]:
-    """One job in this process: megabytes that it added, and seconds."""
-    started = time.perf_counter()
+    """One job in this process: megabytes that it added, and seconds of a processor."""
+    started = time.process_time()
     with Memory() as memory:
         JOBS[name][1](folder)
-    return {"mb": memory.rise, "seconds": time.perf_counter() - started}
+    return {"mb": memory.rise, "seconds": time.process_time() - started}
 
 
 def measured(name: str, folder: Path) -> dict[str, float]:
@@ -109,8 +109,8 @@ def page(folder: Path, gigabytes: float) -> str:
         "of them saved the other way round."
     )
     bound = (
-        f"Most: {worst:.0f} MB; the bound is {MOST:.0f} MB. Seconds are of a machine that did other things as well, and "
-        "include waiting for the disk."
+        f"Most: {worst:.0f} MB; the bound is {MOST:.0f} MB. The machine did other things "
+        "as well, so seconds of all threads are given and no times."
     )
     how = (__doc__ or "").split("\n\n")[2].replace("\n", " ").strip()
     head = [
@@ -120,7 +120,7 @@ def page(folder: Path, gigabytes: float) -> str:
         "",
         how,
     ]
-    columns = ["| job | what | GB written | MB of memory | seconds |", "| --- | --- | ---: | ---: | ---: |"]
+    columns = ["| job | what | GB written | MB of memory | CPU seconds |", "| --- | --- | ---: | ---: | ---: |"]
     return "\n".join([*head, "", sources, "", *columns, *rows, "", bound, ""])
 
 

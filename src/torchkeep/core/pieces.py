@@ -24,7 +24,7 @@ BLOCK = 8 << 20
 _HOT = 1 << 20
 _WINDOW = 2 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
 _ELEMENTS = 1 << 20  # converted at a time
-_CHUNK = 1 << 15  # averaged at a time: torch shares no smaller work out to threads, which wait for each other
+_CHUNK = 1 << 15  # averaged at a time: torch shares no smaller work out to threads
 _AHEAD = 32 << 20
 
 _Step = Callable[[Buffer], Buffer]
@@ -95,32 +95,28 @@ class Mean:
         itemsize = self._spec.dtype.itemsize
         first, count = offset // itemsize, nbytes // itemsize
         out = torch.empty(count, dtype=self._spec.dtype, device="cpu")
-        for start in range(0, count, _ELEMENTS):
-            some = out[start : start + _ELEMENTS]
-            self._fill(_bits(some), first + start, some.numel())
+        window = max(_CHUNK, _ELEMENTS // len(self.inputs))
+        for start in range(0, count, window):
+            some = out[start : start + window]
+            rows = [elements(tensor, first + start, some.numel()) for tensor in self.inputs]
+            for at in range(0, some.numel(), _CHUNK):
+                part = slice(at, at + _CHUNK)
+                _bits(some[part]).copy_(self._mean([row[part] for row in rows]))
         return tensor_bytes(out)
 
     def sibling(self, name: str) -> Source:
         """A neighbour of the last file."""
         return self.inputs[-1].source.sibling(name)
 
-    def _fill(self, out: torch.Tensor, first: int, count: int) -> None:
-        """Put the bits of some elements into `out`."""
-        base = elements(self.inputs[0], first, count)
-        total = torch.zeros(out.shape, dtype=torch.float64)
-        same = torch.ones(out.shape, dtype=torch.bool)
-        for at, (tensor, share) in enumerate(zip(self.inputs, self._shares, strict=True)):
-            more = elements(tensor, first, count) if at else base
-            for part in _chunks(len(out)):
-                total[part].add_(_real(more)[part].to(torch.float64), alpha=share)
-                same[part] &= _bits(more)[part] == _bits(base)[part]
-        for part in _chunks(len(out)):
-            rounded = _bits(total[part].to(_real(base).dtype))
-            torch.where(same[part], _bits(base)[part], rounded, out=out[part])
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
+    def _mean(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Some elements as bits."""
+        base = _bits(rows[0])
+        total = torch.zeros(base.shape, dtype=torch.float64)
+        same = torch.ones(base.shape, dtype=torch.bool)
+        for row, share in zip(rows, self._shares, strict=True):
+            total.add_(_real(row).to(torch.float64), alpha=share)
+            same &= _bits(row) == base
+        return torch.where(same, base, _bits(total.to(_real(rows[0]).dtype)))
 
 
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
