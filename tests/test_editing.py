@@ -189,6 +189,42 @@ def test_ties_last_and_equal_tensors_of_a_run_do_not_become_ties(tmp_path: Path)
         )
 
 
+def test_a_snapshot_is_written_with_everything_in_it(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"a": Extra(), "b": nn.BatchNorm1d(2), "c": nn.BatchNorm1d(2)})
+    tk.freeze(net, "c")
+    with tk.Run(tmp_path / "run") as run:
+        run.save(0, model=net)
+    tk.save(run.open(), tmp_path / "out.safetensors")
+    tk.convert(run.open(), tmp_path / "out.pth")
+    assert set(torch.load(tmp_path / "out.pth", weights_only=True)) == set(net.state_dict())
+    target = nn.ModuleDict({"a": Extra(), "b": nn.BatchNorm1d(2), "c": nn.BatchNorm1d(2)})
+    target["a"].kept = None
+    tk.load_into(target, tmp_path / "out.safetensors")
+    assert target["a"].kept["count"] == 3 and not target["c"].weight.requires_grad and target["b"].weight.requires_grad
+    assert not target.train()["c"].training
+    again = tk.open(tmp_path / "out.safetensors")
+    assert again["b.weight"].identity != again["c.weight"].identity
+
+
+def test_averages_of_runs_that_live_elsewhere(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    run = tk.Run(tmp_path / "nowhere", store=tk.memory_store())
+    for step in range(3):
+        nn.init.constant_(net.weight, float(step))
+        run.save(step, model=net)
+    assert float(tk.edit.average(run)["weight"].load()) == 1.0 and not (tmp_path / "nowhere").exists()
+
+
+def test_a_model_takes_an_average_as_it_takes_a_file(saved: Path, tmp_path: Path) -> None:
+    tk.save(TinyNet(), tmp_path / "b.safetensors")
+    mean = tk.edit.average(saved, tmp_path / "b.safetensors")
+    one, other = TinyNet(), TinyNet()
+    tk.load_into(one, mean)
+    tk.load_into(other, mean, assign=True)
+    assert bits(one.conv.weight) == bits(other.conv.weight) == bits(mean["conv.weight"].load())
+    assert tk.load_into(nn.DataParallel(TinyNet()), tk.edit.rename(mean, {"": "module"})).coverage == 1.0
+
+
 def test_split_says_that_a_tie_is_torn_and_both_have_the_tensor(saved: Path) -> None:
     parts = tk.edit.split(saved, {"a": "fc", "b": "tied"}, rest="other")
     assert list(parts) == ["a", "b", "other"]

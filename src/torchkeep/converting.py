@@ -22,7 +22,7 @@ from .core.facts import FileFacts
 from .core.report import ConvertReport, SaveReport
 from .core.tree import ABSENT, Global, Record
 from .edit.casting import Casting, as_dtype, cast_notes
-from .edit.flat import EDITED
+from .edit.flat import EDITED, standing
 from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
@@ -73,7 +73,7 @@ def convert(
     if max_shard_size is not None and path.suffix != ".safetensors":
         raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
     most = None if max_shard_size is None else shard_size(max_shard_size)
-    ckpt = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    ckpt = standing(source) if isinstance(source, Checkpoint) else open_checkpoint(source)
     title = ckpt.file if isinstance(source, Checkpoint) else os.fspath(source)
     check_apart(path, ckpt, title)
     if model_only:

@@ -13,7 +13,7 @@ from .contents import of_checkpoint, of_module, of_object
 from .core.checkpoint import Checkpoint
 from .core.report import SaveReport
 from .edit.casting import cast_notes
-from .edit.flat import EDITED
+from .edit.flat import EDITED, standing
 from .engines.files import AUTO, check_engine
 from .errors import SaveError
 from .sharding import shard_size
@@ -62,6 +62,7 @@ def save(
     check_engine(engine)
     most = None if max_shard_size is None else shard_size(max_shard_size)
     if isinstance(obj, Checkpoint):
+        obj = standing(obj)
         check_apart(target, obj, obj.file)
         report = write_contents(of_checkpoint(obj), target, most=most, durable=durable, engine=engine)
         said = (finding.message for finding in obj.findings if finding.code == EDITED)

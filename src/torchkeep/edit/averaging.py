@@ -53,7 +53,7 @@ def average(
     listed = list(sources[0]) if len(sources) == 1 and isinstance(sources[0], (list, tuple)) else list(sources)
     run = _run_of(listed[0]) if len(listed) == 1 else None
     if run is not None:
-        listed = [*_snapshots(run, last, steps, sequences)]
+        listed = [run.open(one) for one in _snapshots(run, last, steps, sequences)]
     elif last is not None or steps is not None or sequences is not None:
         raise EditError("last, steps and sequences choose snapshots of one run", hint="give the folder of a run alone")
     if not listed:

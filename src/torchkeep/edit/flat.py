@@ -27,6 +27,7 @@ from ..pointing import checkpoint_of
 from .carrying import Moves, moved_paths, moved_spec
 
 EDITED = "edited"
+_RUN = "torchkeep_run"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ class Flat:
         )
 
 
+def standing(ckpt: Checkpoint) -> Checkpoint:
+    """A checkpoint as it can be written: one of a run with what was equal apart, and the extra state in its place."""
+    return flatten(ckpt).checkpoint("written") if ckpt.format == _RUN else ckpt
+
+
 def note(what: str) -> Finding:
     """Something about an edit that the caller should know."""
     return Finding(EDITED, "info", what)
@@ -161,7 +167,7 @@ def flatten(given: Any) -> Flat:
         if not is_extra_state(name) and not (inside and name.startswith(inside))
     }
     digests = digests_of(ckpt)
-    if ckpt.format == "torchkeep_run":
+    if ckpt.format == _RUN:
         held = _apart(held, ckpt.facts)
     spec = _spec_of(model, held)
     return Flat(
