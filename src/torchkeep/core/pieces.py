@@ -23,8 +23,8 @@ from .tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 BLOCK = 8 << 20
 _HOT = 1 << 20
 _WINDOW = 2 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
-_ELEMENTS = 1 << 20  # converted at a time
-_CHUNK = 1 << 15  # averaged at a time: torch shares no smaller work out to threads
+_ELEMENTS = 1 << 20  # read at a time to be averaged
+_CHUNK = 1 << 15  # cast or averaged at a time: torch shares no smaller work out to threads, which would wait
 _AHEAD = 32 << 20
 
 _Step = Callable[[Buffer], Buffer]
@@ -61,8 +61,8 @@ class Cast:
         """Some elements in the new dtype."""
         old = _flat(data, self.old)
         new = torch.empty(old.shape, dtype=self.new, device="cpu")
-        for start in range(0, old.numel(), _ELEMENTS):
-            before, after = old[start : start + _ELEMENTS], new[start : start + _ELEMENTS]
+        for start in range(0, old.numel(), _CHUNK):
+            before, after = old[start : start + _CHUNK], new[start : start + _CHUNK]
             after.copy_(before)
             infinite = int(torch.isinf(after).sum())
             if infinite:
