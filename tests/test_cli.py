@@ -19,7 +19,8 @@ from torchkeep import errors
 from torchkeep.cli.app import app, main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("inspect", "convert", "load", "scan", "verify", "runs", "prune", "gc", "tag", "demo")
+EDITS = ("select", "drop", "rename", "cast", "merge", "split", "average", "diff")
+COMMANDS = (*EDITS, "inspect", "convert", "load", "scan", "verify", "runs", "prune", "gc", "tag", "demo")
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -90,6 +91,84 @@ def test_convert_verify_and_load_back(call: Any, checkpoint: Path, tmp_path: Pat
     assert code == errors.SaveError.exit_code and ".safetensors" in err
     code, _, err = call("convert", target, target)
     assert code == errors.SaveError.exit_code and "being converted" in err
+
+
+def test_edits_speak_as_the_library_does(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    names = set(TinyNet().state_dict())
+
+    def edit(*arguments: str | Path, to: str = "out.safetensors") -> set[str]:
+        code, out, err = call(*arguments, "-o", tmp_path / to)
+        assert code == 0 and "converted" in out, err
+        return set(tk.open(tmp_path / to).model)
+
+    head = {"head.weight", "head.bias"}
+    assert edit("select", checkpoint, "head", to="head.safetensors") == head
+    assert edit("drop", checkpoint, "* but head", "head.bias", to="w.pth") == {"head.weight"}
+    assert edit("rename", checkpoint, "head=fc.out", r"re:^(fc|tied)\.=x.\1.") >= {
+        "fc.out.bias",
+        "x.fc.weight",
+        "x.tied.bias",
+    }
+    assert edit("rename", checkpoint, "=net") == {f"net.{name}" for name in names}
+    assert edit("cast", checkpoint, "bf16", "--only", "head", to="c.pth") == names
+    assert torch.load(tmp_path / "c.pth")["head.bias"].dtype is torch.bfloat16
+    assert edit("average", checkpoint, checkpoint, "--weight", "2", "--weight", "1", to="mean.safetensors") == names
+    assert call("diff", checkpoint, tmp_path / "mean.safetensors")[0] == 0
+    merged = edit("merge", f"a={checkpoint}", tmp_path / "head.safetensors", to="m.safetensors")
+    assert merged == {f"a.{name}" for name in names} | head
+    code, out, _ = call(
+        "split", tmp_path / "m.safetensors", "a=a.*", "--rest", "b", "-o", tmp_path / "p.safetensors", "--json"
+    )
+    assert code == 0 and set(json.loads(out)["parts"]) == {"a", "b"}
+    assert set(tk.open(tmp_path / "p-b.safetensors")) == head
+    code, out, _ = call("split", checkpoint, "-o", tmp_path / "q.pth")
+    assert code == 0 and set(torch.load(tmp_path / "q-head.pth")) == head
+    code, out, _ = call(
+        "select", checkpoint, "conv", "-o", tmp_path / "s.safetensors", "--max-shard-size", "100", "--json"
+    )
+    assert code == 0 and json.loads(out)["save"]["path"].endswith("index.json")
+
+
+def test_edits_that_go_wrong_have_codes(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    torch.save(TinyNet(classes=5).state_dict(), tmp_path / "other.pth")
+    for code, *arguments in (
+        (50, "select", checkpoint, "haed", "-o", out),
+        (50, "rename", checkpoint, "haed=x", "-o", out),
+        (2, "rename", checkpoint, "head", "-o", out),
+        (2, "split", checkpoint, "head", "-o", out),
+        (54, "split", checkpoint, "a=head", "-o", out),
+        (54, "merge", checkpoint, tmp_path / "other.pth", "-o", out),
+        (54, "average", checkpoint, tmp_path / "other.pth", "-o", out),
+        (30, "drop", checkpoint, "head", "-o", checkpoint),
+        (11, "cast", tmp_path / "nothing.pth", "bf16", "-o", out),
+        (2, "select", checkpoint, "head"),
+    ):
+        assert call(*arguments)[0] == code, arguments
+    code, said, _ = call("average", checkpoint, tmp_path / "other.pth", "-o", out, "--json")
+    answer = json.loads(said)
+    assert answer["error"] == "EditError" and answer["names"] == ["head.weight"] and not out.exists()
+
+
+def test_diff_has_an_exit_code_and_json(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint)["state_dict"]
+    state["head.bias"] = state["head.bias"] * 1.001
+    state["new"] = torch.ones(2, 2)
+    torch.save(state, tmp_path / "b.pth")
+    code, out, _ = call("diff", checkpoint, tmp_path / "b.pth", "--json", "--only-changed")
+    answer = json.loads(out)
+    assert code == 77 and not answer["equal"] and answer["counts"] == {"added": 1, "moved": 1, "equal": len(state) - 2}
+    moved = next(change for change in answer["changes"] if change["what"] == "moved")
+    assert moved["name"] == "head.bias" and abs(moved["relative"] - 0.001) < 1e-5 and len(answer["changes"]) == 2
+    code, out, _ = call("diff", checkpoint, tmp_path / "b.pth")
+    assert code == 77 and "head.bias" in out and "conv.weight" in out
+    assert "conv.weight" not in call("diff", checkpoint, tmp_path / "b.pth", "--only-changed")[1]
+    del state["new"]
+    torch.save(state, tmp_path / "b.pth")
+    assert call("diff", checkpoint, tmp_path / "b.pth", "--tolerance", "0.01")[0] == 0
+    assert call("diff", checkpoint, checkpoint, "--whole", "--read-all", "--only-changed")[0] == 0
+    assert call("diff", checkpoint, tmp_path / "b.pth", "--tolerance", "-1")[0] == 2
+    assert call("diff", checkpoint, tmp_path / "none.pth")[0] == 11
 
 
 def test_verify_exit_codes(call: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -6,14 +6,17 @@ Open any checkpoint safely, load weights loudly, freeze for real, save only what
 from __future__ import annotations
 
 from . import adapters as adapters
+from . import edit as edit
 from . import errors as errors
 from . import surgery as surgery
 from .auditing import assert_frozen as assert_frozen
 from .auditing import audit as audit
 from .auditing import fingerprint as fingerprint
+from .comparing import diff as diff
 from .converting import convert as convert
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
+from .core.diff_report import DiffReport as DiffReport
 from .core.freezespec import FreezeSpec as FreezeSpec
 from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
@@ -62,6 +65,7 @@ from .verifying import verify as verify
 
 __all__ = [
     "Checkpoint",
+    "DiffReport",
     "Finding",
     "FreezeSpec",
     "Global",
@@ -83,6 +87,8 @@ __all__ = [
     "audit",
     "convert",
     "devices",
+    "diff",
+    "edit",
     "enter_phase",
     "errors",
     "fingerprint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from .core import tagged
 from .core import tree as trees
+from .core.checkpoint import Checkpoint
 from .core.composite import Chunked, Composite
 from .core.facts import NO_DIGEST, FileFacts, Parts
 from .core.limits import Limits
@@ -65,7 +66,7 @@ def of_module(model: nn.Module) -> Contents:
     tensors: dict[str, AnyTensor] = dict(state)
     tree: Any = msgspec.UNSET
     if extra:
-        inside, more, tree = _taken_apart(extra)
+        inside, more, tree = taken_apart(extra)
         tensors, kinds = tensors | inside, kinds | more
     origins = packed({name: origin for name, origin in origins_of(model).items() if name in state})
     module, surgery = inspect(unwrapped(model)), history(model)
@@ -73,14 +74,27 @@ def of_module(model: nn.Module) -> Contents:
 
 
 @collector_paused()
-def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None) -> Contents:
+def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None, module: ModuleSpec | None = None) -> Contents:
     """What goes into the file of a nested object; inert records of an opened checkpoint are kept as records."""
-    tensors, kinds, tree = _taken_apart(obj)
-    return contents_of(tensors, kinds, kind="object", tree=tree, metadata=metadata)
+    tensors, kinds, tree = taken_apart(obj)
+    return contents_of(tensors, kinds, kind="object", tree=tree, module=module, metadata=metadata)
+
+
+def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
+    """What goes into the file of an opened checkpoint, whole or, if `model_only`, without what is no tensor."""
+    facts = ckpt.facts if isinstance(ckpt.facts, FileFacts) else FileFacts()
+    notes: tuple[str, ...] = ()
+    if facts.kind == "module":
+        contents = of_tensors(ckpt.tensors, ckpt.metadata, "module", tree=facts.tree, module=facts.module)
+    else:
+        tree = trees.ABSENT if model_only else ckpt.tree
+        contents, notes = of_opened(tree, ckpt.tensors, ckpt.metadata, None if facts.whole else facts.module)
+    kept = msgspec.structs.replace(contents.facts, origins=packed(ckpt.origins), surgery=list(ckpt.surgery))
+    return replace(contents, facts=kept, notes=(*contents.notes, *notes))
 
 
 def of_opened(
-    tree: Any, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]
+    tree: Any, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str], module: ModuleSpec | None = None
 ) -> tuple[Contents, tuple[str, ...]]:
     """What goes into the file of an opened checkpoint: the object, or the tensors alone, with a note of why.
 
@@ -89,10 +103,10 @@ def of_opened(
     notes: tuple[str, ...] = ()
     if tree is not trees.ABSENT:
         try:
-            return of_object(tree, metadata=metadata), notes
+            return of_object(tree, metadata=metadata, module=module), notes
         except UnsavableError as error:
             notes = (f"the plain values are left out: {error.message}",)
-    return of_tensors(tensors, metadata), notes
+    return of_tensors(tensors, metadata, module=module), notes
 
 
 def of_tensors(
@@ -103,7 +117,7 @@ def of_tensors(
     return contents_of(dict(tensors), kinds, kind=kind, metadata=metadata, **more)
 
 
-def _taken_apart(obj: Any) -> tuple[dict[str, AnyTensor], dict[str, str], Any]:
+def taken_apart(obj: Any) -> tuple[dict[str, AnyTensor], dict[str, str], Any]:
     """A nested object as its tensors by name, the kind of each, and the rest as tagged JSON."""
     leaves = trees.leaves(obj)
     by_place = {(leaf.path, id(leaf.tensor)): leaf.name for leaf in leaves}

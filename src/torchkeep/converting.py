@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,15 @@ import msgspec
 import numpy as np
 import torch
 
-from .contents import Contents, lost, of_opened, of_tensors
+from .contents import lost, of_checkpoint
 from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import Checkpoint
-from .core.composite import Chunked, Composite, Compressed, Coo
 from .core.facts import FileFacts
-from .core.pieces import Cast
 from .core.report import ConvertReport, SaveReport
-from .core.tensors import LazyTensor, StorageRef, TensorSpec, dtype_name
 from .core.tree import ABSENT, Global, Record
+from .edit.casting import Casting, as_dtype, cast_notes
+from .edit.flat import EDITED, standing
 from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
@@ -31,27 +30,14 @@ from .formats._pickle_writer import Unhashable
 from .formats.torch_zip_writer import lay_out
 from .opening import PathLike, open_checkpoint
 from .sharding import shard_size
-from .writing import Progress, counted, write_contents
+from .writing import Progress, check_apart, counted, write_contents
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-_CAST = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_SHORT = {
-    "bf16": torch.bfloat16,
-    "half": torch.float16,
-    "float": torch.float32,
-    "double": torch.float64,
-    **{
-        f"{start}{bits}": dtype
-        for start in ("f", "fp")
-        for bits, dtype in (("16", torch.float16), ("32", torch.float32), ("64", torch.float64))
-    },
-    **{dtype_name(dtype): dtype for dtype in _CAST},
-}
 _MODULE_LEAVES = 1_000_000
 
 
 def convert(
-    source: PathLike,
+    source: PathLike | Checkpoint,
     target: PathLike,
     *,
     model_only: bool = False,
@@ -67,7 +53,7 @@ def convert(
     weights_only: plain values, containers and tensors; what is more than that is replaced, and the report says by what.
 
     Args:
-        source: anything that `open` reads.
+        source: anything that `open` reads, or a Checkpoint, such as a function of `tk.edit` gives.
         target: ends in `.safetensors`, or in `.pth`, `.pt`, `.ckpt` or `.bin` for a torch zip; an existing file is
             replaced in one step, but never `source` itself.
         model_only: keep the model's weights alone, under their own names.
@@ -87,123 +73,24 @@ def convert(
     if max_shard_size is not None and path.suffix != ".safetensors":
         raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
     most = None if max_shard_size is None else shard_size(max_shard_size)
-    ckpt = open_checkpoint(source)
-    _check_apart(path, source, ckpt)
+    ckpt = standing(source) if isinstance(source, Checkpoint) else open_checkpoint(source)
+    title = ckpt.file if isinstance(source, Checkpoint) else os.fspath(source)
+    check_apart(path, ckpt, title)
     if model_only:
         if not ckpt.model_key and ckpt.kind not in {"weights", "module"}:
             raise LoadError(f"{ckpt.file} holds no model that torchkeep recognises", hint="convert it whole")
         ckpt = ckpt.model
-    casting = None if dtype is None else _Casting(_dtype(dtype))
-    if casting is not None:
-        ckpt = casting.checkpoint(ckpt)
+    if dtype is not None:
+        ckpt = Casting(as_dtype(dtype)).checkpoint(ckpt)
+    notes: tuple[str, ...]
     if path.suffix == ".safetensors":
-        contents, notes = _contents(ckpt, model_only)
+        contents, notes = of_checkpoint(ckpt, model_only=model_only), ()
         saved = write_contents(contents, path, most=most, progress=progress)
     else:
         saved, notes = _torch_zip(ckpt, path, model_only, progress)
-    notes += casting.notes() if casting is not None else ()
-    return ConvertReport(os.fspath(source), str(path), saved, notes)
-
-
-def _check_apart(path: Path, source: PathLike, ckpt: Checkpoint) -> None:
-    """Refuse to write over the source, or over one of the files that it consists of."""
-    tensors = [part for tensor in ckpt.values() for part in (tensor, *tensor.parts.values())]
-    held = {tensor.source.name for tensor in tensors}
-    held |= {tensor.storage.source.name for tensor in tensors if tensor.storage is not None and tensor.storage.source}
-    files = {os.fspath(source), *held, *(name.partition(": ")[0] for name in held)}  # a record says `file: record`
-    if path.exists() and any(_is_same(path, name) for name in files):
-        raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
-
-
-def _is_same(path: Path, name: str) -> bool:
-    try:
-        return path.samefile(name)
-    except (OSError, ValueError):  # no name of a file at all
-        return False
-
-
-def _contents(ckpt: Checkpoint, model_only: bool) -> tuple[Contents, tuple[str, ...]]:
-    facts = ckpt.facts
-    if facts is not None and facts.kind == "module":
-        more = {"tree": facts.tree, "module": facts.module, "origins": facts.origins, "surgery": ckpt.surgery}
-        return of_tensors(ckpt.tensors, ckpt.metadata, "module", **more), ()
-    return of_opened(ABSENT if model_only else ckpt.tree, ckpt.tensors, ckpt.metadata)
-
-
-# Another dtype
-
-
-def _dtype(given: torch.dtype | str) -> torch.dtype:
-    found = _SHORT.get(given.removeprefix("torch.")) if isinstance(given, str) else given
-    if found not in _CAST:
-        listed = ", ".join(map(dtype_name, _CAST))
-        raise SaveError(f"{given} is no floating-point dtype that tensors are cast to", hint=f"one of {listed}")
-    return found
-
-
-class _Casting:
-    """Puts a cast in front of each storage of floating-point numbers, once, so that what was shared stays shared."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._storages: dict[tuple[int, torch.dtype], tuple[StorageRef, StorageRef]] = {}
-        self._casts: list[Cast] = []
-        self._left: set[torch.dtype] = set()
-
-    def checkpoint(self, ckpt: Checkpoint) -> Checkpoint:
-        """The same checkpoint with its numbers in the other dtype."""
-        tree = ckpt.tree if ckpt.tree is ABSENT else trees.rebuild(ckpt.tree, self.tensor)
-        tensors = {name: self.tensor(tensor) for name, tensor in ckpt.tensors.items()}
-        facts = ckpt.facts
-        if isinstance(facts, FileFacts) and facts.module is not None:
-            entries = tuple(
-                replace(entry, dtype=dtype_name(tensors[entry.name].dtype)) if entry.name in tensors else entry
-                for entry in facts.module.tensors
-            )
-            facts = msgspec.structs.replace(facts, module=replace(facts.module, tensors=entries))
-        return replace(ckpt, tensors=tensors, tree=tree, facts=facts)
-
-    def tensor(self, tensor: LazyTensor) -> LazyTensor:
-        """One tensor; those that are not cast are given back."""
-        if isinstance(tensor, Composite):
-            return self._composite(tensor)
-        if not tensor.dtype.is_floating_point or tensor.dtype == self._dtype:
-            return tensor
-        if dtype_name(tensor.dtype).startswith("float4"):  # two in a byte, which torch does not take apart
-            self._left.add(tensor.dtype)
-            return tensor
-        spec = TensorSpec(self._dtype, tensor.spec.shape)
-        if tensor.storage is None or tensor.storage.offset is None:
-            return tensor.replace(spec=spec) if tensor.storage is None else tensor
-        return tensor.replace(spec=spec, storage=self._storage(tensor, tensor.storage))
-
-    def _storage(self, tensor: LazyTensor, storage: StorageRef) -> StorageRef:
-        key = (id(storage), tensor.dtype)
-        if key not in self._storages:
-            old = tensor.dtype
-            count = storage.nbytes // old.itemsize
-            cast = Cast(storage.source or tensor.source, storage.offset or 0, count, old, self._dtype)
-            self._casts.append(cast)
-            self._storages[key] = (storage, StorageRef(cast.size, 0, source=cast))
-        return self._storages[key][1]
-
-    def _composite(self, tensor: Composite) -> LazyTensor:
-        """Chunks are cast, and the values of sparse tensors; quantized and nested ones stay what they are."""
-        how = tensor.composition
-        if not isinstance(how, (Chunked, Coo, Compressed)) or not tensor.dtype.is_floating_point:
-            return tensor
-        whole = isinstance(how, Chunked)
-        parts = {n: self.tensor(part) if whole or n == "values" else part for n, part in tensor.parts.items()}
-        spec = TensorSpec(self._dtype, tensor.spec.shape)
-        facts = {"device": tensor.device, "requires_grad": tensor.requires_grad, "kind": tensor.kind}
-        return Composite(how, parts, tensor.source, spec, **facts)
-
-    def notes(self) -> tuple[str, ...]:
-        """What the cast did to the numbers; known when all was written."""
-        name, count = dtype_name(self._dtype), sum(cast.overflowed for cast in self._casts)
-        notes = [f"{len(self._casts):,} storages of floating-point numbers are cast to {name}"] if self._casts else []
-        notes += [f"{count:,} numbers became infinite as {name}"] if count else []
-        return (*notes, *(f"tensors of {dtype_name(left)} are not cast" for left in self._left))
+    notes += tuple(finding.message for finding in ckpt.findings if finding.code == EDITED)
+    notes += cast_notes(ckpt.values(), asked=dtype is not None)
+    return ConvertReport(title, str(path), saved, notes)
 
 
 # A file for torch.load

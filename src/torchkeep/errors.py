@@ -21,6 +21,7 @@
     |  `- KeyNotFoundError               the store has no such key (also a FileNotFoundError)
     |- SelectorError                     a selector selects nothing or cannot be read (also a ValueError)
     |- SurgeryError                      the layer cannot be changed in this way (also a ValueError)
+    |- EditError                         checkpoints cannot be edited or put together in this way (also a ValueError)
     |- FrozenChangedError                what was frozen is not what it was (also an AssertionError); `.changed`
     `- MissingDependencyError            an optional package is not installed (also an ImportError)
 
@@ -271,6 +272,20 @@ class SurgeryError(TorchkeepError, ValueError):
     """The model cannot be changed in the way that was asked for. It is untouched."""
 
     exit_code = 51
+
+
+class EditError(TorchkeepError, ValueError):
+    """Checkpoints cannot be edited or put together in the way that was asked for. Nothing was written.
+
+    Attributes:
+        names: the tensors that are in the way.
+    """
+
+    exit_code = 54
+
+    def __init__(self, message: str, *, names: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.names = names
 
 
 class FrozenChangedError(TorchkeepError, AssertionError):

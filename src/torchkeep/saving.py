@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .contents import of_module, of_object
+from .contents import of_checkpoint, of_module, of_object
+from .core.checkpoint import Checkpoint
 from .core.report import SaveReport
+from .edit.casting import cast_notes
+from .edit.flat import EDITED, standing
 from .engines.files import AUTO, check_engine
 from .errors import SaveError
 from .sharding import shard_size
-from .writing import write_contents
+from .writing import check_apart, write_contents
 
 
 def save(
@@ -34,7 +38,8 @@ def save(
     description of the module tree. `tk.load` gives an object back as it was; `tk.load_into` fills a model.
 
     Args:
-        obj: an `nn.Module` (wrappers such as DataParallel are looked through), or a nested object.
+        obj: an `nn.Module` (wrappers such as DataParallel are looked through), a nested object, or an opened or edited
+            Checkpoint, which is read and written block by block.
         path: ends in `.safetensors`; an existing file is replaced.
         durable: wait until the disk has it; without, a crash of the machine may lose the file, a crash of the process
             never does.
@@ -56,5 +61,11 @@ def save(
         )
     check_engine(engine)
     most = None if max_shard_size is None else shard_size(max_shard_size)
+    if isinstance(obj, Checkpoint):
+        obj = standing(obj)
+        check_apart(target, obj, obj.file)
+        report = write_contents(of_checkpoint(obj), target, most=most, durable=durable, engine=engine)
+        said = (finding.message for finding in obj.findings if finding.code == EDITED)
+        return replace(report, notes=(*report.notes, *said, *cast_notes(obj.values())))
     contents = of_module(obj) if isinstance(obj, nn.Module) else of_object(obj)
     return write_contents(contents, target, most=most, durable=durable, engine=engine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ import torch
 from blake3 import blake3
 
 from .contents import Contents
+from .core.checkpoint import Checkpoint
 from .core.digests import digest_bytes
 from .core.memory import tensor_bytes
-from .core.pieces import hot_blocks
+from .core.pieces import Cast, Mean, hot_blocks
 from .core.report import SaveReport
-from .core.source import Buffer, Head
+from .core.source import Buffer, Head, Source
+from .core.tensors import LazyTensor
 from .engines.behind import Behind
 from .engines.files import AUTO, write_file
 from .errors import SaveError
@@ -29,6 +31,40 @@ Progress = Callable[[int, int], None]
 
 _SMALL = 1 << 17  # handing less than this to another thread costs more than hashing it
 _BEHIND = 8  # blocks that wait to be hashed
+
+
+def check_apart(path: Path, ckpt: Checkpoint, *names: str) -> None:
+    """Refuse to write over one of the files that a checkpoint consists of; `names` are further ones.
+
+    Raises:
+        SaveError: the path is one of them.
+    """
+    held = set(_sources(ckpt.values()))
+    files = {*names, *held, *(name.partition(": ")[0] for name in held)}  # a record says `file: record`
+    if path.exists() and any(_is_same(path, name) for name in files):
+        raise SaveError(f"{path} is the file that is being converted", hint="write to another name")
+
+
+def _sources(tensors: Iterable[LazyTensor]) -> Iterator[str]:
+    for tensor in tensors:
+        for part in (tensor, *tensor.parts.values()):
+            source: Source | None = part.source
+            if part.storage is not None and part.storage.source is not None:
+                source = part.storage.source
+            yield part.source.name
+            while isinstance(source, Cast):
+                source = source.inner
+            if isinstance(source, Mean):
+                yield from _sources(source.inputs)
+            elif source is not None:
+                yield source.name
+
+
+def _is_same(path: Path, name: str) -> bool:
+    try:
+        return path.samefile(name)
+    except (OSError, ValueError):  # no name of a file at all
+        return False
 
 
 def write_contents(

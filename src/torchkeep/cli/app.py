@@ -10,7 +10,28 @@ import typer
 
 import torchkeep as tk
 
-from . import convert, demo, gc, inspect, load, prove_resume, prune, runs, salvage, scan, tag, verify
+from . import (
+    average,
+    cast,
+    convert,
+    demo,
+    diff,
+    drop,
+    gc,
+    inspect,
+    load,
+    merge,
+    prove_resume,
+    prune,
+    rename,
+    runs,
+    salvage,
+    scan,
+    select,
+    split,
+    tag,
+    verify,
+)
 from .output import fail
 
 app = typer.Typer(
@@ -40,6 +61,14 @@ def _options(
 
 app.command()(inspect.inspect)
 app.command()(convert.convert)
+app.command()(select.select)
+app.command()(drop.drop)
+app.command()(rename.rename)
+app.command()(cast.cast)
+app.command()(merge.merge)
+app.command()(split.split)
+app.command()(average.average)
+app.command()(diff.diff)
 app.command()(load.load)
 app.command()(scan.scan)
 app.command()(salvage.salvage)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import reduce
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from .tensors import LazyTensor, StorageRef, TensorSpec, contiguous_stride
 BLOCK = 8 << 20
 _HOT = 1 << 20
 _WINDOW = 2 << 20  # gathered from all over a storage: larger windows pass over it less often, and take memory
-_ELEMENTS = 1 << 20  # converted at a time
+_ELEMENTS = 1 << 20  # read at a time to be averaged
+_CHUNK = 1 << 15  # cast or averaged at a time: torch shares no smaller work out to threads, which would wait
 _AHEAD = 32 << 20
 
 _Step = Callable[[Buffer], Buffer]
@@ -59,13 +61,141 @@ class Cast:
         """Some elements in the new dtype."""
         old = _flat(data, self.old)
         new = torch.empty(old.shape, dtype=self.new, device="cpu")
-        for start in range(0, old.numel(), _ELEMENTS):
-            before, after = old[start : start + _ELEMENTS], new[start : start + _ELEMENTS]
+        for start in range(0, old.numel(), _CHUNK):
+            before, after = old[start : start + _CHUNK], new[start : start + _CHUNK]
             after.copy_(before)
             infinite = int(torch.isinf(after).sum())
             if infinite:
                 self.overflowed += infinite - int(torch.isinf(before.double()).sum())
         return tensor_bytes(new)
+
+
+class Mean:
+    """A source whose elements are the weighted average of those of several tensors, computed when they are read.
+
+    Sums are made in float64 and rounded once. Elements that are bit for bit the same in all tensors stay what they
+    are, infinities and the payloads of NaNs too. Complex numbers are averaged by their parts.
+
+    Attributes:
+        inputs: the tensors, all of one floating-point or complex dtype and one shape.
+    """
+
+    def __init__(self, inputs: Sequence[LazyTensor], shares: Sequence[float]) -> None:
+        """The shares add up to 1; tensors with a share of 0 are not read."""
+        used = [(tensor, share) for tensor, share in zip(inputs, shares, strict=True) if share]
+        self.inputs = tuple(tensor for tensor, _ in used)
+        self._shares = tuple(share for _, share in used)
+        self._spec = inputs[-1].spec
+        self.name = inputs[-1].source.name
+        self.size = self._spec.nbytes
+
+    def read(self, offset: int, nbytes: int) -> Buffer:
+        """The elements of a range, which begins and ends at whole ones."""
+        check_range(self, offset, nbytes)
+        itemsize = self._spec.dtype.itemsize
+        first, count = offset // itemsize, nbytes // itemsize
+        out = torch.empty(count, dtype=self._spec.dtype, device="cpu")
+        window = max(_CHUNK, _ELEMENTS // len(self.inputs))
+        for start in range(0, count, window):
+            some = out[start : start + window]
+            rows = [elements(tensor, first + start, some.numel()) for tensor in self.inputs]
+            for at in range(0, some.numel(), _CHUNK):
+                part = slice(at, at + _CHUNK)
+                _bits(some[part]).copy_(self._mean([row[part] for row in rows]))
+        return tensor_bytes(out)
+
+    def sibling(self, name: str) -> Source:
+        """A neighbour of the last file."""
+        return self.inputs[-1].source.sibling(name)
+
+    def _mean(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Some elements as bits."""
+        base = _bits(rows[0])
+        total = torch.zeros(base.shape, dtype=torch.float64)
+        same = torch.ones(base.shape, dtype=torch.bool)
+        for row, share in zip(rows, self._shares, strict=True):
+            total.add_(_real(row).to(torch.float64), alpha=share)
+            same &= _bits(row) == base
+        return torch.where(same, base, _bits(total.to(_real(rows[0]).dtype)))
+
+
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _real(flat: torch.Tensor) -> torch.Tensor:
+    """Complex numbers in a row as twice as many real ones; others as they are."""
+    return flat.view(_REAL[flat.dtype]) if flat.dtype in _REAL else flat
+
+
+def _bits(flat: torch.Tensor) -> torch.Tensor:
+    """Elements in a row as integers of the same width, which compare where NaNs do not."""
+    real = _real(flat)
+    return real.view(_INTEGERS[real.dtype.itemsize])
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where two rows of elements of one dtype are bit for bit the same; of complex ones, both their parts."""
+    same = _bits(one) == _bits(other)
+    return same.view(-1, 2).all(1) if one.dtype in _REAL else same
+
+
+def real_numbers(flat: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """A row of elements, complex ones as twice as many real ones, in the dtype and the memory of `room`."""
+    real = _real(flat)
+    return room[: real.numel()].copy_(real)
+
+
+def elements(tensor: AnyTensor, first: int, count: int) -> torch.Tensor:
+    """Some elements in row-major order, in a row; they may lie in the tensor itself, so nobody may write to them.
+
+    Raises:
+        CorruptCheckpointError: the bytes are missing from the file.
+        UnsavableError: it is sparse, quantized or nested.
+    """
+    if not count:
+        return torch.empty(0, dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, torch.Tensor):
+        plain = tensor.detach()
+        if in_place(plain):
+            return plain.reshape(-1)[first : first + count]
+        return _row(
+            [tensor_bytes(plain[_slices(*box)]) for box in _boxes(tuple(plain.shape), first, count)], plain.dtype
+        )
+    if isinstance(tensor, Composite):
+        if not isinstance(tensor.composition, Chunked):
+            return _flat(tensor_bytes(tensor.load()), tensor.dtype)[first : first + count]
+        boxes = [tensor.composition.box(tensor, *box) for box in _boxes(tensor.spec.shape, first, count)]
+        return _row([tensor_bytes(box) for box in boxes], tensor.dtype)
+    raw, steps = _raw(tensor)
+    if raw.stride == contiguous_stride(raw.spec.shape) or raw.numel() == 1:
+        start = (raw.storage_offset + first) * raw.dtype.itemsize
+        blocks = [raw._read(start, count * raw.dtype.itemsize)]
+    else:
+        blocks = [tensor_bytes(raw[_slices(*box)]) for box in _boxes(raw.spec.shape, first, count)]
+    return _row([reduce(lambda data, step: step(data), steps, block) for block in blocks], tensor.dtype)
+
+
+def _row(blocks: Sequence[Buffer], dtype: torch.dtype) -> torch.Tensor:
+    flat = [_flat(block, torch.uint8) for block in blocks]
+    return (flat[0] if len(flat) == 1 else torch.cat(flat)).view(dtype)
+
+
+def _boxes(shape: tuple[int, ...], first: int, count: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The boxes (starts, sizes) that some elements in row-major order make up, in their order."""
+    if not shape:
+        yield (), ()
+        return
+    row, rest = prod(shape[1:]), shape[1:]
+    while count:
+        at, inside = divmod(first, row)
+        if inside or count < row:
+            some = min(count, row - inside)
+            yield from (((at, *starts), (1, *sizes)) for starts, sizes in _boxes(rest, inside, some))
+        else:
+            some = count // row * row
+            yield (at, *(0 for _ in rest)), (count // row, *rest)
+        first, count = first + some, count - some
 
 
 def blocks_of(tensor: AnyTensor) -> Iterator[Buffer]:

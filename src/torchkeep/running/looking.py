@@ -13,7 +13,9 @@ import msgspec
 
 from ..core.checkpoint import Checkpoint
 from ..core.digests import digest_bytes
+from ..core.facts import FileFacts
 from ..core.history import History
+from ..core.manifest import Body
 from ..core.snapshot import RunSummary, Snapshot
 from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError
 from ..stores import Store
@@ -79,6 +81,7 @@ class Looking:
             optimizers=optimizers_in(body, lazy),
             origins=origins_in(body),
             surgery=surgery_of(body),
+            facts=_facts(body),
         )
 
     @property
@@ -151,6 +154,20 @@ class Looking:
         self._settle()
         there = set(self._archive.sequences())
         return {name: sequence for name, sequence in read_tags(self._store)[0].items() if sequence in there}
+
+
+def _facts(body: Body) -> FileFacts:
+    """What a manifest says of the model's tensors, as a file would say it."""
+    entries = {entry.name.removeprefix("model/"): entry for entry in body.entries if entry.name.startswith("model/")}
+    part = body.state["model"]
+    buffers = list(part.get("buffers", ()))
+    return FileFacts(
+        kind="weights",
+        digests={name: entry.digest for name, entry in entries.items() if entry.pack >= 0},
+        tied={name: entry.tied.removeprefix("model/") for name, entry in entries.items() if entry.tied},
+        buffers=buffers,
+        parameters=[name for name in entries if name not in set(buffers)] if "buffers" in part else [],
+    )
 
 
 def _without(part: Any, generators: Collection[str]) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from ..core import tagged
 from ..core.checkpoint import Checkpoint, SavedModule
+from ..core.diff_report import DiffReport
 from ..core.report import LoadReport, VerifyReport
 from ..core.salvage_report import SalvageReport
 from ..core.scan_report import ScanReport
@@ -28,6 +29,8 @@ def document(noun: Any) -> Any:
         return _load_report(noun)
     if isinstance(noun, TorchkeepError):
         return _error(noun)
+    if isinstance(noun, DiffReport):
+        return {"equal": noun.equal} | _plain(noun)
     if isinstance(noun, VerifyReport):
         return {"ok": noun.ok} | _plain(noun)
     if isinstance(noun, SalvageReport):
@@ -135,7 +138,7 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
 
 
 def _error(error: TorchkeepError) -> dict[str, Any]:
-    known = ("file", "place", "path", "hint", "candidates", "applied", "difference", "needed", "free")
+    known = ("file", "place", "path", "hint", "candidates", "applied", "difference", "names", "needed", "free")
     facts = {name: _plain(getattr(error, name)) for name in known if getattr(error, name, None)}
     report = getattr(error, "report", None)
     return {
