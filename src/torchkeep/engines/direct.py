@@ -53,21 +53,24 @@ class Direct:
         elif len(piece) <= min(_SMALL, self._limit - self._filled):
             start = self._buffer * _CHUNK + self._filled
             self._view[start : start + len(piece)] = piece
-            self._fill(len(piece))
+            self._filled += len(piece)
+            if self._filled == self._limit:
+                self._next()
         else:
             data = np.frombuffer(piece, np.uint8)
             while len(data):
                 part = data[: self._limit - self._filled]
                 start = self._buffer * _CHUNK + self._filled
                 self._array[start : start + len(part)] = part
-                self._fill(len(part))
+                self._filled += len(part)
                 data = data[len(part) :]
+                if self._filled == self._limit:
+                    self._next()
 
-    def _fill(self, nbytes: int) -> None:
-        self._filled += nbytes
-        if self._filled == self._limit:
-            self._limit = min(2 * self._limit, _CHUNK)
-            self._flush()
+    def _next(self) -> None:
+        """Hand over a full buffer."""
+        self._limit = min(2 * self._limit, _CHUNK)
+        self._flush()
 
     def _pause(self) -> None:
         """Hand over the whole blocks that there are, if they are worth it."""
