@@ -1,0 +1,150 @@
+"""What the names and shapes of one side say about its layers: their order, their kind, and the role of each tensor."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..core.plan import Specs
+from ..core.tensors import TensorSpec
+from .prefixes import unwrap
+from .weight_norm import old_names
+
+_ROLES = re.compile(
+    r"weight|bias|running_(mean|var)|num_batches_tracked|_extra_state|(weight|bias)_(g|v|u|orig)"
+    r"|(weight|bias)_(ih|hh|hr)(_l\d+(_reverse)?)?"
+)
+
+# The same roles under the names that attention in one piece and older norms have for them.
+_ALIASES = ({"in_proj_weight": "weight", "in_proj_bias": "bias"}, {"gamma": "weight", "beta": "bias"})
+
+_MAIN = ("weight", "weight_v", "weight_orig", "weight_ih_l0", "weight_ih", "running_mean", "bias")
+
+# Words that say which of several layers of one shape it is, whatever the order in which they were made.
+_SLOTS = {
+    "q": "query", "query": "query", "queries": "query", "wq": "query",
+    "k": "key", "key": "key", "keys": "key", "wk": "key",
+    "v": "value", "value": "value", "values": "value", "wv": "value",
+    "gate": "gate", "up": "up", "down": "down",
+}  # fmt: skip
+
+Role = tuple[str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What two layers have to have in common to be exchanged without a trace.
+
+    Attributes:
+        kind: `batch norm`, `recurrent`, `bias`, `loose` for a parameter of no known role, or the rank of the weight.
+        roles: role, shape and sort of dtype of each tensor, sorted.
+    """
+
+    kind: str
+    roles: tuple[Role, ...]
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Role -> shape and sort of dtype."""
+        return {role: (shape, sort) for role, shape, sort in self.roles}
+
+    @cached_property
+    def main(self) -> str:
+        """The role that says most about the layer."""
+        return next((role for role in _MAIN if role in self.tensors), self.roles[0][0])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with tensors of its own, or one parameter that has no known role in a module.
+
+    Attributes:
+        path: the segments of its name.
+        names: role -> the name of the tensor.
+        signature: kind, roles and shapes.
+    """
+
+    path: tuple[str, ...]
+    names: Mapping[str, str]
+    signature: Signature
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words of the last two segments, without their numbers."""
+        return frozenset(_words(".".join(self.path[-2:])))
+
+    @cached_property
+    def slot(self) -> str:
+        """Which of several layers of one shape it is, where one word says so: query, key, value, gate, up, down."""
+        slots = {_SLOTS[word] for word in _words(self.path[-1] if self.path else "") if word in _SLOTS}
+        return slots.pop() if len(slots) == 1 else ""
+
+    @cached_property
+    def block(self) -> tuple[str, ...]:
+        """The innermost numbered module around it: `blocks.3` for `blocks.3.mlp.fc1`."""
+        around = self.path[:-1]
+        last = max((at for at, part in enumerate(around) if part[-1:].isdigit()), default=-1)
+        return around[: last + 1]
+
+
+def layers_of(specs: Specs) -> list[Layer]:
+    """The layers of one side in the order in which their first tensors stand.
+
+    The tensors of a module need not stand together: a file may list all parameters before all buffers.
+    """
+    old = old_names(specs)
+    modules: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name in specs:
+        path, _, role = unwrap(old.get(name, name)).rpartition(".")
+        modules[tuple(path.split(".")) if path else ()].setdefault(role, name)
+    layers: list[Layer] = []
+    for path, names in modules.items():
+        roles = _aliased(names)
+        loose = [role for role in roles if not _ROLES.fullmatch(role)]
+        known = {role: name for role, name in roles.items() if role not in loose}
+        own = [Layer((*path, role), {role: roles[role]}, _signature({role: specs[roles[role]]})) for role in loose]
+        if known:
+            own.append(Layer(path, known, _signature({role: specs[name] for role, name in known.items()})))
+        layers += own
+    place = {name: position for position, name in enumerate(specs)}
+    return sorted(layers, key=lambda layer: min(place[name] for name in layer.names.values()))
+
+
+def _aliased(names: Mapping[str, str]) -> dict[str, str]:
+    """Roles by their usual names, where a module has none of these already."""
+    for alias in _ALIASES:
+        if next(iter(alias)) in names and not names.keys() & set(alias.values()):
+            if "gamma" in alias and "beta" not in names:
+                continue
+            return {alias.get(role, role): name for role, name in names.items()}
+    return dict(names)
+
+
+def _signature(specs: Mapping[str, TensorSpec]) -> Signature:
+    roles = tuple(sorted((role, spec.shape, sort_of(spec)) for role, spec in specs.items()))
+    return Signature(_kind(specs), roles)
+
+
+def _kind(specs: Mapping[str, TensorSpec]) -> str:
+    if "running_mean" in specs or "running_var" in specs:
+        return "batch norm"
+    if any(role.startswith("weight_ih") for role in specs):
+        return "recurrent"
+    for role in ("weight", "weight_v", "weight_orig"):
+        if role in specs:
+            return f"{len(specs[role].shape)}-d"
+    return next((role for role in ("bias", "_extra_state") if role in specs), "loose")
+
+
+def sort_of(spec: TensorSpec) -> str:
+    """Floats may become other floats and integers other integers, and nothing else."""
+    dtype = spec.dtype
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else "integer"
+
+
+def _words(text: str) -> list[str]:
+    """`linear_qProj2` is linear, q, proj."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)]

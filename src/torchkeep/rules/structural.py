@@ -1,0 +1,236 @@
+"""Names share nothing, but the modules line up: the two lists of layers are aligned by shapes, roles and kinds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.plan import Pair, Specs
+from ..core.table import shorten
+from ..errors import AmbiguousMatchError
+from ._alignment import NEVER, Aligned, Floats, align
+from ._layers import Layer, layers_of
+from ._scoring import GOING_ON, OPENING, likeness, scores
+
+_MOVED = 0.95
+_CHANGED, _PER_LIKENESS = 0.91, 0.08
+_TIE = 1e-6
+
+
+class Structural:
+    """Pairs what is left over by the order of the layers, their kinds and their shapes; asked for, never a default.
+
+    Both sides become a list of layers, and the best alignment of the two lists, with gaps, is found. Names need not
+    share anything; equal words and equal borders of numbered blocks help a little. A layer of another shape (a head
+    for other classes, a stem for other channels) is paired where it stands between layers that fit, and is then
+    reported as mismatched. Nothing is transposed or reshaped.
+
+    The confidence of a pair is the odds of the best alignment against the best one without this pair. Pairs below
+    `threshold` are not made. Where alignments that put different tensors of the source into one of the model are
+    equally good, or nearly so, nothing is guessed: of a stack of equal blocks from which one was deleted, nobody can
+    know which one is gone. That is an AmbiguousMatchError rather than a few names left out, because a report would call
+    those missing, which they are not. With `ambiguous="leave"` exactly they stay unpaired, and the rest is.
+
+    Where the structure does not line up, so that less than half of the smaller side would fit, nothing is paired.
+
+    Args:
+        threshold: the least confidence of a pair, above 0.5 and below 1.
+        ambiguous: `refuse`, or `leave` to pair all but what is ambiguous.
+    """
+
+    name = "structural"
+
+    def __init__(self, threshold: float = 0.9, ambiguous: str = "refuse") -> None:
+        if not 0.5 < threshold < 1:
+            raise ValueError(f"the threshold is a confidence above 0.5 and below 1, not {threshold!r}")
+        if ambiguous not in {"refuse", "leave"}:
+            raise ValueError(f"ambiguous is 'refuse' or 'leave', not {ambiguous!r}")
+        self.threshold = threshold
+        self.ambiguous = ambiguous
+
+    def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, Pair]:
+        """target -> Pair.
+
+        Raises:
+            AmbiguousMatchError: two alignments are equally good, and what is ambiguous is not to be left.
+        """
+        to, origin = layers_of(target), layers_of(source)
+        if not to or not origin:
+            return {}
+        field = _Field.of(to, origin)
+        if field.fitting() * 2 < min(len(target), len(source)):
+            return {}
+        clashes = field.clashes(self.threshold)
+        if clashes and self.ambiguous == "refuse":
+            raise _ambiguous(to, origin, clashes)
+        found = {
+            name: Pair(other, confidence)
+            for i, j, confidence in field.pairs(self.threshold)
+            for name, other in tensors_of(to[i], origin[j]).items()
+        }
+        return {name: found[name] for name in target if name in found}
+
+
+def tensors_of(to: Layer, origin: Layer) -> dict[str, str]:
+    """target -> source for the tensors that two layers have in common; a loose parameter is what it is by any name."""
+    if to.signature.kind == origin.signature.kind == "loose":
+        return dict(zip(to.names.values(), origin.names.values(), strict=True))
+    return {name: origin.names[role] for role, name in to.names.items() if role in origin.names}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Two lists of layers, what every pair of them is worth, and what the best alignment makes of it."""
+
+    to: Sequence[Layer]
+    origin: Sequence[Layer]
+    scores: Floats
+    fits: NDArray[np.bool_]
+    aligned: Aligned
+    partner: NDArray[np.intp]
+    margin: Floats
+
+    @classmethod
+    def of(cls, to: Sequence[Layer], origin: Sequence[Layer]) -> _Field:
+        """Align the layers."""
+        worth, fits = scores(to, origin)
+        aligned = align(worth, OPENING, GOING_ON)
+        return cls(to, origin, worth, fits, aligned, *aligned.margins())
+
+    def path(self) -> list[tuple[int, int]]:
+        """What every best alignment pairs, fitting or not."""
+        return [(int(i), int(self.partner[i])) for i in np.flatnonzero(self.margin > _TIE)]
+
+    def fitting(self) -> int:
+        """How many tensors of a best alignment fit, the ambiguous ones among them."""
+        pairs = [(int(i), int(self.partner[i])) for i in np.flatnonzero(self.margin > -_TIE)]
+        return sum(len(tensors_of(self.to[i], self.origin[j])) for i, j in pairs if self.fits[i, j])
+
+    def clashes(self, threshold: float) -> list[tuple[int, int]]:
+        """Pairs that fit, in alignments nearly as good as the best, that give one layer several partners."""
+        near = self.fits & (self.aligned.through >= self.aligned.best - _log_odds(threshold))
+        several = near & ((near.sum(axis=1) > 1)[:, None] | (near.sum(axis=0) > 1)[None, :])
+        return [(int(i), int(j)) for i, j in np.argwhere(several)]
+
+    def pairs(self, threshold: float) -> list[tuple[int, int, float]]:
+        """The pairs of at least this confidence: what fits, what was changed between such, and what only moved."""
+        path = self.path()
+        turned = self._turned(path)
+        fitting = [
+            (i, j, _confidence(self.margin[i]))
+            for i, j in path
+            if self.fits[i, j] and not (turned and _is_square(self.to[i]))
+        ]
+        sure = [(i, j) for i, j, confidence in fitting if confidence >= threshold]
+        changed = [(i, j, self._changed(i, j, set(path), sure)) for i, j in path if not self.fits[i, j]]
+        kept = [pair for pair in (*fitting, *changed) if pair[2] >= threshold]
+        return kept + ([] if turned or threshold > _MOVED else self._moved(kept))
+
+    def _turned(self, path: Iterable[tuple[int, int]]) -> bool:
+        """Whether linear weights lie the other way round in the source, so that square ones only seem to fit."""
+        rows, columns = set(range(len(self.to))), set(range(len(self.origin)))
+        upright = 0
+        for i, j in path:
+            shape = _weight_shape(self.to[i])
+            if self.fits[i, j]:
+                rows.discard(i)
+                columns.discard(j)
+                upright += len(shape) == 2 and shape[0] != shape[1]
+        ours = Counter(_weight_shape(self.to[i]) for i in rows)
+        theirs = Counter(_weight_shape(self.origin[j])[::-1] for j in columns)
+        turned = sum(count for shape, count in (ours & theirs).items() if len(shape) == 2 and shape[0] != shape[1])
+        return turned > upright
+
+    def _changed(self, i: int, j: int, path: set[tuple[int, int]], sure: Sequence[tuple[int, int]]) -> float:
+        """The confidence that a layer became another shape: of its place between layers that fit, not of its shape."""
+        before = max((pair for pair in sure if pair[0] < i), default=(-1, -1))
+        after = min((pair for pair in sure if pair[0] > i), default=(len(self.to), len(self.origin)))
+        rows, columns = range(before[0] + 1, after[0]), range(before[1] + 1, after[1])
+        in_step = len(rows) == len(columns) and all(pair in path for pair in zip(rows, columns, strict=True))
+        possible = self.scores > NEVER / 2
+        only = possible[i, columns].sum() == possible[rows, j].sum() == 1
+        if not in_step and not only:
+            return _confidence(self.margin[i])
+        return _CHANGED + _PER_LIKENESS * likeness(self.to[i].signature, self.origin[j].signature)
+
+    def _moved(self, kept: Sequence[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+        """Layers left over on both sides that can be only one another, though they stand elsewhere.
+
+        That is so of a parameter whose shape no other layer has on either side, and of the query among the query, key
+        and value of one module, where the names say which is which.
+        """
+        parents = {self.to[i].path[:-1]: self.origin[j].path[:-1] for i, j, _ in kept if self.to[i].slot}
+        keys: list[tuple[_Key, _Key]] = [
+            (lambda layer: layer.slot and (parents.get(layer.path[:-1]), layer.slot, layer.signature),
+             lambda layer: layer.slot and (layer.path[:-1], layer.slot, layer.signature)),
+            (_loose_shape, _loose_shape),
+        ]  # fmt: skip
+        rows, columns = {i for i, _, _ in kept}, {j for _, j, _ in kept}
+        found = []
+        for ours, theirs in keys:
+            places, others = _only(self.to, ours), _only(self.origin, theirs)
+            found += [(places[key], others[key], _MOVED) for key in places.keys() & others.keys()]
+        return [pair for pair in found if pair[0] not in rows and pair[1] not in columns]
+
+
+_Key = Callable[[Layer], object]
+
+
+def _only(layers: Sequence[Layer], key: _Key) -> dict[object, int]:
+    """Where the only layer of each key stands; layers without a key are left out."""
+    keys = [key(layer) for layer in layers]
+    often = Counter(keys)
+    return {own: place for place, own in enumerate(keys) if own and often[own] == 1}
+
+
+def _loose_shape(layer: Layer) -> object:
+    """The shape and dtype of a parameter of no known role that is no vector."""
+    (_, shape, sort), *_ = layer.signature.roles
+    return layer.signature.kind == "loose" and len(shape) > 1 and (shape, sort)
+
+
+def _weight_shape(layer: Layer) -> tuple[int, ...]:
+    return layer.signature.tensors[layer.signature.main][0]
+
+
+def _is_square(layer: Layer) -> bool:
+    shape = _weight_shape(layer)
+    return len(shape) == 2 and shape[0] == shape[1]
+
+
+def _log_odds(confidence: float) -> float:
+    return math.log(confidence / (1 - confidence))
+
+
+def _confidence(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def _ambiguous(to: Sequence[Layer], origin: Sequence[Layer], clashes: Sequence[tuple[int, int]]) -> AmbiguousMatchError:
+    """Names one layer with all of its partners, and how many more there are."""
+    rows = Counter(i for i, _ in clashes)
+    one = next(((i, j) for i, j in clashes if rows[i] > 1), clashes[0])
+    if rows[one[0]] > 1:
+        what, side = f"{_name(to[one[0]])} of the model", "source"
+        partners = [_name(origin[j]) for i, j in clashes if i == one[0]]
+    else:
+        what, side = f"{_name(origin[one[1]])} of the source", "model"
+        partners = [_name(to[i]) for i, j in clashes if j == one[1]]
+    more = f", and so it is with {len(rows) - 1} more layers" if len(rows) > 1 else ""
+    pair = {_name(origin[one[1]]): _name(to[one[0]])}
+    return AmbiguousMatchError(
+        f"{what} could be {' or '.join(shorten(partners, 4).split(', '))} of the {side} alike{more}",
+        candidates=tuple(f"{_name(to[i])} <- {_name(origin[j])}" for i, j in clashes),
+        hint=f"name what you know: rules=[tk.rename({pair}), 'structural'], or leave these out: "
+        "rules=[tk.structural(ambiguous='leave')]",
+    )
+
+
+def _name(layer: Layer) -> str:
+    """The first of its tensors, by its own name."""
+    return next(iter(layer.names.values()))
