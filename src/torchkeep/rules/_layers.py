@@ -28,7 +28,7 @@ _SLOTS = {
     "q": "query", "query": "query", "queries": "query", "wq": "query",
     "k": "key", "key": "key", "keys": "key", "wk": "key",
     "v": "value", "value": "value", "values": "value", "wv": "value",
-    "gate": "gate", "up": "up", "down": "down",
+    "gate": "gate", "up": "up",
 }  # fmt: skip
 
 Role = tuple[str, tuple[int, ...], str]
@@ -78,7 +78,7 @@ class Layer:
 
     @cached_property
     def slot(self) -> str:
-        """Which of several layers of one shape it is, where one word says so: query, key, value, gate, up, down."""
+        """Which of several layers of one shape it is, where one word says so: query, key, value, gate, up."""
         slots = {_SLOTS[word] for word in _words(self.path[-1] if self.path else "") if word in _SLOTS}
         return slots.pop() if len(slots) == 1 else ""
 
@@ -98,8 +98,8 @@ def layers_of(specs: Specs) -> list[Layer]:
     old = old_names(specs)
     modules: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for name in specs:
-        path, _, role = unwrap(old.get(name, name)).rpartition(".")
-        modules[tuple(path.split(".")) if path else ()].setdefault(role, name)
+        module, _, role = unwrap(old.get(name, name)).rpartition(".")
+        modules[tuple(module.split(".")) if module else ()].setdefault(role, name)
     layers: list[Layer] = []
     for path, names in modules.items():
         roles = _aliased(names)

@@ -1,6 +1,6 @@
 """What it is worth to pair two layers, in units of log odds.
 
-A layer that was changed must not differ from one that was deleted beside one that was inserted by as much as a threshold
+That a layer was changed must not be worth as much more than that one was deleted and another inserted as a threshold
 asks for: else the one explanation would decide over the other which of two equal layers is meant. For the same reason
 numbers in names count for nothing: a list that lost one of its members counts on as if nothing had happened.
 """
@@ -86,9 +86,12 @@ def _distinct(signatures: Sequence[Signature]) -> tuple[list[Signature], list[in
 
 
 def _contradict(to: Sequence[Layer], origin: Sequence[Layer]) -> NDArray[np.bool_]:
-    """Where the names of two layers say that they are another one of several: a query is no key."""
-    ours, theirs = (np.array([layer.slot for layer in side]) for side in (to, origin))
-    apart: NDArray[np.bool_] = (ours[:, None] != theirs) & (ours != "")[:, None] & (theirs != "")
+    """Where the names say that a layer is another one of several: a query is no key, and nothing else where both
+    sides have queries.
+    """
+    slots = {layer.slot for layer in to} & {layer.slot for layer in origin}
+    ours, theirs = (np.array([layer.slot if layer.slot in slots else "" for layer in side]) for side in (to, origin))
+    apart: NDArray[np.bool_] = ours[:, None] != theirs
     return apart
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
+import msgspec
 
 from ..core.plan import Specs
 from ..errors import AmbiguousMatchError, LoadError, SelectorError
@@ -43,7 +42,7 @@ class Rename:
         elif replacement is not None:
             raise SelectorError(f"a {type(what).__name__} has no replacement", hint=r'tk.rename(r"^old\.", "new.")')
         else:
-            self._names = _mapping(what) if isinstance(what, Mapping) else _read(Path(what))
+            self._names = _named(what) if isinstance(what, Mapping) else _read(Path(what))
             self.name = "rename" if isinstance(what, Mapping) else f"rename {Path(what).name}"
 
     def match(self, target: Specs, source: Specs, paired: Mapping[str, str]) -> dict[str, str]:
@@ -94,22 +93,20 @@ def _patterns(parts: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], str], ...]
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = path.read_bytes()
+        decode = msgspec.json.decode if path.suffix == ".json" else msgspec.yaml.decode
+        return _named(decode(text, type=dict[str, str]))
+    except (OSError, ValueError) as error:
         raise LoadError(
             f"the renames cannot be read from {path}: {error}",
-            hint=r'a regular expression needs a replacement beside it: tk.rename(r"^old\.", "new.")',
+            hint=r'a file maps old names to new ones; an expression needs a replacement: tk.rename(r"^old\.", "new.")',
         ) from error
-    return _mapping(content, f" in {path}")
 
 
-def _mapping(content: object, where: str = "") -> dict[str, str]:
-    parts = [part for pair in content.items() for part in pair] if isinstance(content, Mapping) else [content]
-    odd = [part for part in parts if not isinstance(part, str) or not part or not isinstance(content, Mapping)]
+def _named(names: Mapping[str, str]) -> dict[str, str]:
+    odd = [part for pair in names.items() for part in pair if not isinstance(part, str) or not part]
     if odd:
         raise LoadError(
-            f"renames are a mapping of names, old to new; {odd[0]!r}{where} is none",
-            hint='tk.rename({"encoder.fc": "backbone.head"})',
+            f"renames map names to names, and {odd[0]!r} is none", hint='tk.rename({"encoder": "backbone"})'
         )
-    return dict(content) if isinstance(content, Mapping) else {}
+    return dict(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from ._alignment import NEVER, Aligned, Floats, align
 from ._layers import Layer, layers_of
 from ._scoring import GOING_ON, OPENING, likeness, scores
 
-_MOVED = 0.95
+_MOVED, _FAR = 0.95, 8
 _CHANGED, _PER_LIKENESS = 0.91, 0.08
 _TIE = 1e-6
 
@@ -129,7 +129,7 @@ class _Field:
         sure = [(i, j) for i, j, confidence in fitting if confidence >= threshold]
         changed = [(i, j, self._changed(i, j, set(path), sure)) for i, j in path if not self.fits[i, j]]
         kept = [pair for pair in (*fitting, *changed) if pair[2] >= threshold]
-        return kept + ([] if turned or threshold > _MOVED else self._moved(kept))
+        return kept + [pair for pair in self._moved(kept) if pair[2] >= threshold and not turned]
 
     def _turned(self, path: Iterable[tuple[int, int]]) -> bool:
         """Whether linear weights lie the other way round in the source, so that square ones only seem to fit."""
@@ -159,43 +159,67 @@ class _Field:
         return _CHANGED + _PER_LIKENESS * likeness(self.to[i].signature, self.origin[j].signature)
 
     def _moved(self, kept: Sequence[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
-        """Layers left over on both sides that can be only one another, though they stand elsewhere.
+        """Layers left over on both sides that can be only one another, though they stand a little further on.
 
-        That is so of a parameter whose shape no other layer has on either side, and of the query among the query, key
-        and value of one module, where the names say which is which.
+        That is so of a layer whose signature no other has on either side, of the only convolution of its rank, and of
+        the query among the query, key and value of one module, where the names say which is which.
         """
-        parents = {self.to[i].path[:-1]: self.origin[j].path[:-1] for i, j, _ in kept if self.to[i].slot}
-        keys: list[tuple[_Key, _Key]] = [
-            (lambda layer: layer.slot and (parents.get(layer.path[:-1]), layer.slot, layer.signature),
-             lambda layer: layer.slot and (layer.path[:-1], layer.slot, layer.signature)),
-            (_loose_shape, _loose_shape),
-        ]  # fmt: skip
         rows, columns = {i for i, _, _ in kept}, {j for _, j, _ in kept}
-        found = []
-        for ours, theirs in keys:
-            places, others = _only(self.to, ours), _only(self.origin, theirs)
-            found += [(places[key], others[key], _MOVED) for key in places.keys() & others.keys()]
-        return [pair for pair in found if pair[0] not in rows and pair[1] not in columns]
+        around = {self.to[i].path[:-1]: self.origin[j].path[:-1] for i, j, _ in kept if self.to[i].slot}
+        found = {
+            **_alone(self.to, self.origin, lambda layer: _weight_rank(layer) > 2 and layer.signature.kind),
+            **_alone(self.to, self.origin, _shape_alone),
+            **_alone(
+                self.to,
+                self.origin,
+                lambda layer: layer.slot and (around.get(layer.path[:-1]), layer.slot, layer.signature),
+                lambda layer: layer.slot and (layer.path[:-1], layer.slot, layer.signature),
+            ),
+        }
+        return [
+            (i, j, self._moved_confidence(i, j))
+            for i, j in found.items()
+            if i not in rows and j not in columns and sum((a < i) != (b < j) for a, b, _ in kept) <= _FAR
+        ]
+
+    def _moved_confidence(self, i: int, j: int) -> float:
+        a, b = self.to[i].signature, self.origin[j].signature
+        return (
+            _MOVED if self.fits[i, j] else _CHANGED + _PER_LIKENESS * likeness(a, b) if likeness(a, b) >= 0.5 else 0.0
+        )
 
 
 _Key = Callable[[Layer], object]
 
 
-def _only(layers: Sequence[Layer], key: _Key) -> dict[object, int]:
-    """Where the only layer of each key stands; layers without a key are left out."""
-    keys = [key(layer) for layer in layers]
-    often = Counter(keys)
-    return {own: place for place, own in enumerate(keys) if own and often[own] == 1}
+def _alone(to: Sequence[Layer], origin: Sequence[Layer], key: _Key, their_key: _Key | None = None) -> dict[int, int]:
+    """The layers that are the only ones of a key on both sides; those without a key are left out."""
+    ours, theirs = _places(to, key), _places(origin, their_key or key)
+    return {ours[own][0]: theirs[own][0] for own in ours.keys() & theirs.keys() if len(ours[own] + theirs[own]) == 2}
 
 
-def _loose_shape(layer: Layer) -> object:
-    """The shape and dtype of a parameter of no known role that is no vector."""
-    (_, shape, sort), *_ = layer.signature.roles
-    return layer.signature.kind == "loose" and len(shape) > 1 and (shape, sort)
+def _places(layers: Sequence[Layer], key: _Key) -> dict[object, list[int]]:
+    places: dict[object, list[int]] = defaultdict(list)
+    for place, layer in enumerate(layers):
+        if own := key(layer):
+            places[own].append(place)
+    return places
+
+
+def _shape_alone(layer: Layer) -> object:
+    """What tells a layer by its shape alone: the whole signature, and of a parameter of no known role not its name."""
+    signature = layer.signature
+    if _weight_rank(layer) < 2:
+        return None
+    return signature.tensors[signature.main] if signature.kind == "loose" else signature
 
 
 def _weight_shape(layer: Layer) -> tuple[int, ...]:
     return layer.signature.tensors[layer.signature.main][0]
+
+
+def _weight_rank(layer: Layer) -> int:
+    return len(_weight_shape(layer))
 
 
 def _is_square(layer: Layer) -> bool:
