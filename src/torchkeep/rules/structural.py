@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,13 +161,12 @@ class _Field:
     def _moved(self, kept: Sequence[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
         """Layers left over on both sides that can be only one another, though they stand a little further on.
 
-        That is so of a layer whose signature no other has on either side, of the only convolution of its rank, and of
-        the query among the query, key and value of one module, where the names say which is which.
+        That is so of a layer whose signature no other has on either side, of the query among the query, key and value
+        of one module, where the names say which is which, and of the first convolution for other channels.
         """
         rows, columns = {i for i, _, _ in kept}, {j for _, j, _ in kept}
         around = {self.to[i].path[:-1]: self.origin[j].path[:-1] for i, j, _ in kept if self.to[i].slot}
-        found = {
-            **_alone(self.to, self.origin, lambda layer: _weight_rank(layer) > 2 and layer.signature.kind),
+        equal = {
             **_alone(self.to, self.origin, _shape_alone),
             **_alone(
                 self.to,
@@ -176,17 +175,22 @@ class _Field:
                 lambda layer: layer.slot and (layer.path[:-1], layer.slot, layer.signature),
             ),
         }
+        found = [(i, j, _MOVED) for i, j in equal.items()] + self._stem(rows, columns)
         return [
-            (i, j, self._moved_confidence(i, j))
-            for i, j in found.items()
+            (i, j, confidence)
+            for i, j, confidence in found
             if i not in rows and j not in columns and sum((a < i) != (b < j) for a, b, _ in kept) <= _FAR
         ]
 
-    def _moved_confidence(self, i: int, j: int) -> float:
-        a, b = self.to[i].signature, self.origin[j].signature
-        return (
-            _MOVED if self.fits[i, j] else _CHANGED + _PER_LIKENESS * likeness(a, b) if likeness(a, b) >= 0.5 else 0.0
-        )
+    def _stem(self, rows: Container[int], columns: Container[int]) -> list[tuple[int, int, float]]:
+        """The first convolution of the one side and what it was on the other, where only one comes into question."""
+        left = [i for i, layer in enumerate(self.to) if i not in rows and _weight_rank(layer) > 2]
+        free = [j for j, layer in enumerate(self.origin) if j not in columns and _weight_rank(layer) > 2]
+        pairs = [(i, j) for i in left for j in free if self.scores[i, j] > NEVER / 2]
+        if len(pairs) != 1 or not any(_is_stem(*side) for side in zip((self.to, self.origin), pairs[0], strict=True)):
+            return []
+        like = likeness(self.to[pairs[0][0]].signature, self.origin[pairs[0][1]].signature)
+        return [(*pairs[0], _CHANGED + _PER_LIKENESS * like)] if like > 0.5 else []
 
 
 _Key = Callable[[Layer], object]
@@ -220,6 +224,11 @@ def _weight_shape(layer: Layer) -> tuple[int, ...]:
 
 def _weight_rank(layer: Layer) -> int:
     return len(_weight_shape(layer))
+
+
+def _is_stem(layers: Sequence[Layer], place: int) -> bool:
+    """Whether no convolution stands before this one."""
+    return all(_weight_rank(layer) < 3 or layer.signature.kind == "loose" for layer in layers[:place])
 
 
 def _is_square(layer: Layer) -> bool:
