@@ -1,8 +1,9 @@
 """What it is worth to pair two layers, in units of log odds.
 
-That a layer was changed must not be worth as much more than that one was deleted and another inserted as a threshold
-asks for: else the one explanation would decide over the other which of two equal layers is meant. For the same reason
-numbers in names count for nothing: a list that lost one of its members counts on as if nothing had happened.
+What counts is which layers fit. All else is worth so little that it decides between alignments that are equally good, and
+does not make one sure: that a layer was changed, rather than one deleted and another inserted beside it; that what is
+gone was in one piece; that words of the names, or the borders of blocks, agree. Numbers in names count for nothing: a
+list that lost one of its members counts on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from ._alignment import NEVER, Floats
 from ._layers import Layer, Signature
 
-OPENING, GOING_ON = -1.4, -0.75
+OPENING, GOING_ON = -1.4, -1.1
 
-_FITS, _CHANGED, _PER_LIKENESS = 3.0, -1.4, 0.6
-_SAME_WORDS, _SAME_BORDER = 0.2, 1.5
+_FITS, _CHANGED, _PER_LIKENESS = 3.0, 2 * GOING_ON + 0.02, 0.05
+_SAME_WORDS, _SAME_BORDER = 0.1, 0.5
 _ROLE_LACKS, _SHIFT_LACKS, _ROLE_DIFFERS = 0.4, 1.2, 0.8
 _CHEAP = frozenset({"num_batches_tracked", "_extra_state"})
 

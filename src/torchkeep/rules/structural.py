@@ -111,9 +111,13 @@ class _Field:
         pairs = [(int(i), int(self.partner[i])) for i in np.flatnonzero(self.margin > -_TIE)]
         return sum(len(tensors_of(self.to[i], self.origin[j])) for i, j in pairs if self.fits[i, j])
 
+    def near(self, threshold: float) -> NDArray[np.bool_]:
+        """(n, m): which pairs fit and are made by alignments that are nearly as good as the best."""
+        return self.fits & (self.aligned.through >= self.aligned.best - _log_odds(threshold))
+
     def clashes(self, threshold: float) -> list[tuple[int, int]]:
         """Pairs that fit, in alignments nearly as good as the best, that give one layer several partners."""
-        near = self.fits & (self.aligned.through >= self.aligned.best - _log_odds(threshold))
+        near = self.near(threshold)
         several = near & ((near.sum(axis=1) > 1)[:, None] | (near.sum(axis=0) > 1)[None, :])
         return [(int(i), int(j)) for i, j in np.argwhere(several)]
 
@@ -127,7 +131,12 @@ class _Field:
             if self.fits[i, j] and not (turned and _is_square(self.to[i]))
         ]
         sure = [(i, j) for i, j, confidence in fitting if confidence >= threshold]
-        changed = [(i, j, self._changed(i, j, set(path), sure)) for i, j in path if not self.fits[i, j]]
+        near = self.near(threshold)
+        changed = [
+            (i, j, self._changed(i, j, set(path), sure))
+            for i, j in path
+            if not self.fits[i, j] and not near[i].any() and not near[:, j].any()
+        ]
         kept = [pair for pair in (*fitting, *changed) if pair[2] >= threshold]
         return kept + [pair for pair in self._moved(kept) if pair[2] >= threshold and not turned]
 
@@ -147,14 +156,23 @@ class _Field:
         return turned > upright
 
     def _changed(self, i: int, j: int, path: set[tuple[int, int]], sure: Sequence[tuple[int, int]]) -> float:
-        """The confidence that a layer became another shape: of its place between layers that fit, not of its shape."""
+        """The confidence that a layer became another shape: of its place between layers that fit, not of its shape.
+
+        A layer that another one replaced would look the same. So that nothing that still fits, such as its bias, is
+        taken from what it replaced, it has to stand at an end, as stems and heads do, or its neighbour has to have
+        changed with it, as when a layer became wider.
+        """
         before = max((pair for pair in sure if pair[0] < i), default=(-1, -1))
         after = min((pair for pair in sure if pair[0] > i), default=(len(self.to), len(self.origin)))
         rows, columns = range(before[0] + 1, after[0]), range(before[1] + 1, after[1])
         in_step = len(rows) == len(columns) and all(pair in path for pair in zip(rows, columns, strict=True))
-        possible = self.scores > NEVER / 2
-        only = possible[i, columns].sum() == possible[rows, j].sum() == 1
+        only = (self.scores[i, columns] > NEVER / 2).sum() == (self.scores[rows, j] > NEVER / 2).sum() == 1
         if not in_step and not only:
+            return _confidence(self.margin[i])
+        own = _changes(self.to[i], self.origin[j])
+        beside = [_changes(self.to[a], self.origin[b]) for a, b in ((i - 1, j - 1), (i + 1, j + 1)) if (a, b) in path]
+        ends = {i, j - len(self.origin)} & {0, -1} or {j, i - len(self.to)} & {0, -1}
+        if len(tensors_of(self.to[i], self.origin[j])) > 1 and not ends and not any(own & other for other in beside):
             return _confidence(self.margin[i])
         return _CHANGED + _PER_LIKENESS * likeness(self.to[i].signature, self.origin[j].signature)
 
@@ -216,6 +234,11 @@ def _shape_alone(layer: Layer) -> object:
     if _weight_rank(layer) < 2:
         return None
     return signature.tensors[signature.main] if signature.kind == "loose" else signature
+
+
+def _changes(to: Layer, origin: Layer) -> set[tuple[int, int]]:
+    """The sizes that differ in the weights of two layers: from this one to that one."""
+    return {(a, b) for a, b in zip(_weight_shape(origin), _weight_shape(to), strict=False) if a != b}
 
 
 def _weight_shape(layer: Layer) -> tuple[int, ...]:
