@@ -126,9 +126,15 @@ def repeat(units: list[Unit], draw: random.Random) -> Changed:
     if not blocks:
         return [], set(), set()
     start, end = draw.choice(blocks)
-    depth = next(depth for depth in range(len(units[start].path)) if len({unit.path[: depth + 1] for unit in units[start:end]}) > 1 or depth + 2 == len(units[start].path))
+    depth = next(
+        depth
+        for depth in range(len(units[start].path))
+        if len({unit.path[: depth + 1] for unit in units[start:end]}) > 1 or depth + 2 == len(units[start].path)
+    )
     serial = f"more{draw.randrange(10**6)}"
-    own = [Unit((*unit.path[: max(depth - 1, 0)], serial, *unit.path[depth:]), unit.shapes) for unit in units[start:end]]
+    own = [
+        Unit((*unit.path[: max(depth - 1, 0)], serial, *unit.path[depth:]), unit.shapes) for unit in units[start:end]
+    ]
     return [*units[:end], *own, *units[end:]], set(), {unit.main for unit in own}
 
 
@@ -288,8 +294,9 @@ def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
     for to, pair in found.items():
         if truth.get(to) != pair.source:
             if target[to].shape == source[pair.source].shape:
-                if first: tally.wrong.append((mutant, target, source, truth, to, pair))
-                first=False
+                if first:
+                    tally.wrong.append((mutant, target, source, truth, to, pair))
+                first = False
                 tally.wrong.append(f"{mutant.done}: {to} <- {pair} instead of {truth.get(to)}")
             else:
                 tally.swapped += 1

@@ -31,6 +31,8 @@ _SLOTS = {
     "gate": "gate", "up": "up",
 }  # fmt: skip
 
+_FEW = 4  # names that are sorted by chance
+
 Role = tuple[str, tuple[int, ...], str]
 
 
@@ -111,6 +113,42 @@ def layers_of(specs: Specs) -> list[Layer]:
         layers += own
     place = {name: position for position, name in enumerate(specs)}
     return sorted(layers, key=lambda layer: min(place[name] for name in layer.names.values()))
+
+
+def in_name_order(specs: Specs) -> bool:
+    """Whether the names stand in the order of the alphabet, within each dtype at least, and not as they were made.
+
+    Files of safetensors are written so by its own library. torch makes a weight before its bias, and so does nobody
+    who sorts.
+    """
+    sides: dict[object, list[str]] = defaultdict(list)
+    for name, spec in specs.items():
+        sides[spec.dtype].append(name)
+    if any(names != sorted(names) for names in sides.values()):
+        return False
+    place = {name: position for position, name in enumerate(specs)}
+    owners = {name.removesuffix("bias") for name in specs if name.endswith("bias")}
+    pairs = [(place[f"{owner}weight"], place[f"{owner}bias"]) for owner in owners if f"{owner}weight" in specs]
+    return all(bias < weight for weight, bias in pairs) and bool(pairs or len(specs) > _FEW)
+
+
+def numbered(specs: Specs) -> Specs | None:
+    """Names that were sorted, in the order of their numbers; None where something else than numbers tells them apart."""
+    children: dict[str, set[str]] = defaultdict(set)
+    for name in specs:
+        parts = name.split(".")[:-1]
+        for depth, part in enumerate(parts):
+            children[".".join(parts[:depth])].add(part)
+    if any(len({part.rstrip("0123456789") for part in own}) > 1 for own in children.values()):
+        return None
+    return {name: specs[name] for name in sorted(specs, key=_counted)}
+
+
+def _counted(name: str) -> list[tuple[str, int, str]]:
+    """The segments of a name, each as a word and a number, so that `layer.10` comes after `layer.9`."""
+    words = [(part.rstrip("0123456789"), part) for part in name.split(".")]
+    numbers = [(stem, part[len(stem) :].lstrip("0")) for stem, part in words]
+    return [(stem, len(number), number) for stem, number in numbers]
 
 
 def _aliased(names: Mapping[str, str]) -> dict[str, str]:

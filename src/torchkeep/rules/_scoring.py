@@ -1,9 +1,9 @@
 """What it is worth to pair two layers, in units of log odds.
 
-What counts is which layers fit. All else is worth so little that it decides between alignments that are equally good, and
-does not make one sure: that a layer was changed, rather than one deleted and another inserted beside it; that what is
-gone was in one piece; that words of the names, or the borders of blocks, agree. Numbers in names count for nothing: a
-list that lost one of its members counts on as if nothing had happened.
+What counts is which layers fit. All else is worth so little that it decides between alignments that are equally good,
+and does not make one sure: that a layer was changed, rather than one deleted and another inserted beside it; that what
+is gone was in one piece; that words of the names, or the borders of blocks, agree. Numbers in names count for nothing:
+a list that lost one of its members counts on as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from ..core.plan import Pair, Specs
 from ..core.table import shorten
-from ..errors import AmbiguousMatchError
+from ..errors import AmbiguousMatchError, LoadError
 from ._alignment import NEVER, Aligned, Floats, align
-from ._layers import Layer, layers_of
+from ._layers import Layer, in_name_order, layers_of, numbered
 from ._scoring import GOING_ON, OPENING, likeness, scores
 
 _MOVED, _FAR = 0.95, 8
 _CHANGED, _PER_LIKENESS = 0.91, 0.08
 _TIE = 1e-6
+_MOST = 10_000_000  # pairs of layers; each takes about a hundred bytes
 
 
 class Structural:
@@ -35,6 +36,9 @@ class Structural:
     equally good, or nearly so, nothing is guessed: of a stack of equal blocks from which one was deleted, nobody can
     know which one is gone. That is an AmbiguousMatchError rather than a few names left out, because a report would call
     those missing, which they are not. With `ambiguous="leave"` exactly they stay unpaired, and the rest is.
+
+    Files of safetensors that its own library wrote have their names sorted, and the order of the layers is lost: what
+    shapes alone cannot tell apart is an AmbiguousMatchError too, unless all names differ by numbers only.
 
     Where the structure does not line up, so that less than half of the smaller side would fit, nothing is paired.
 
@@ -57,11 +61,21 @@ class Structural:
         """target -> Pair.
 
         Raises:
-            AmbiguousMatchError: two alignments are equally good, and what is ambiguous is not to be left.
+            AmbiguousMatchError: two alignments are equally good, or the order of the layers is lost, and what is
+                ambiguous is not to be left.
+            LoadError: there are several thousand layers on both sides, which would take too much memory.
         """
-        to, origin = layers_of(target), layers_of(source)
-        if not to or not origin:
+        if not target or not source:
             return {}
+        ordered = [numbered(side) if in_name_order(side) else side for side in (target, source)]
+        to, origin = (layers_of(side or {}) for side in ordered)
+        if not to or not origin:
+            return self._without_order(target, source, "model" if ordered[0] is None else "source")
+        if len(to) * len(origin) > _MOST:
+            raise LoadError(
+                f"{len(to)} layers of the model and {len(origin)} of the source are too many to be aligned",
+                hint="load them in parts: tk.load_into(model.part, ckpt.sub('part'), rules=['structural'])",
+            )
         field = _Field.of(to, origin)
         if field.fitting() * 2 < min(len(target), len(source)):
             return {}
@@ -74,6 +88,24 @@ class Structural:
             for name, other in tensors_of(to[i], origin[j]).items()
         }
         return {name: found[name] for name in target if name in found}
+
+    def _without_order(self, target: Specs, source: Specs, which: str) -> dict[str, Pair]:
+        """The layers that only one of the other side can be, where the order of a side is lost."""
+        to, origin = layers_of(target), layers_of(source)
+        pairs = _alone(to, origin, lambda layer: layer.signature)
+        found = {
+            name: Pair(other, _MOVED) for i, j in pairs.items() for name, other in tensors_of(to[i], origin[j]).items()
+        }
+        left = min(len(target), len(source)) - len(found)
+        if left > 0 and self.ambiguous == "refuse":
+            raise AmbiguousMatchError(
+                f"the names of the {which} are sorted, so that the order of its layers is lost, and shapes alone do "
+                f"not tell {left} of the tensors apart",
+                candidates=tuple(sorted(source.keys() - {pair.source for pair in found.values()})),
+                hint="take a file that keeps the order, such as one that torch.save or tk.save wrote, or say which is "
+                "which with tk.rename(...)",
+            )
+        return found
 
 
 def tensors_of(to: Layer, origin: Layer) -> dict[str, str]:
@@ -171,7 +203,7 @@ class _Field:
             return _confidence(self.margin[i])
         own = _changes(self.to[i], self.origin[j])
         beside = [_changes(self.to[a], self.origin[b]) for a, b in ((i - 1, j - 1), (i + 1, j + 1)) if (a, b) in path]
-        ends = {i, j - len(self.origin)} & {0, -1} or {j, i - len(self.to)} & {0, -1}
+        ends = 0 in (i, j) or i == len(self.to) - 1 or j == len(self.origin) - 1
         if len(tensors_of(self.to[i], self.origin[j])) > 1 and not ends and not any(own & other for other in beside):
             return _confidence(self.margin[i])
         return _CHANGED + _PER_LIKENESS * likeness(self.to[i].signature, self.origin[j].signature)

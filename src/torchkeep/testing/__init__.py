@@ -1,9 +1,11 @@
-"""Tests that other people's parts can inherit: a format that passes FormatTests, or a store StoreTests, fits in."""
+"""Tests that other people's parts can inherit: a part that passes FormatTests, StoreTests or RuleTests fits in."""
 
 from __future__ import annotations
 
 from .formats import FormatTests as FormatTests
 from .formats import Sample as Sample
+from .rules import RuleSample as RuleSample
+from .rules import RuleTests as RuleTests
 from .stores import StoreTests as StoreTests
 
-__all__ = ["FormatTests", "Sample", "StoreTests"]
+__all__ = ["FormatTests", "RuleSample", "RuleTests", "Sample", "StoreTests"]
