@@ -11,14 +11,16 @@ from functools import cache
 import torch
 
 from architectures import TWINS, Lite
-from torchkeep.core.live import spec_of
 from torchkeep.core.tensors import TensorSpec
 from torchkeep.errors import AmbiguousMatchError
 from torchkeep.rules.structural import Structural
 
 STANDARD = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "in_proj_weight", "in_proj_bias"}
-WORDS = ("alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
-         "sierra tango uniform victor whisky xray yankee zulu amber birch cedar dune ember fjord grove heath islet").split()  # fmt: skip
+WORDS = [
+    a + b
+    for a in ("amber", "cedar", "ember", "fjord", "grove", "india")
+    for b in ("", "ine", "let", "wood", "ash", "elm")
+]
 
 Shapes = dict[str, tuple[int, ...]]
 Main = tuple[str, tuple[int, ...]]
@@ -248,8 +250,9 @@ class Tally:
     Attributes:
         wrong: tensors that were paired, would fit, and are another one's.
         swapped: tensors paired with what stood in their place, of another shape, which are another one's.
-        clear: mutants with one best alignment; matched: those of them of which all that stayed was paired.
-        refused: mutants with several, that were refused.
+        clear: mutants with one best alignment.
+        matched: those of them of which all that stayed as it was is paired.
+        refused: mutants with several best alignments that were refused.
     """
 
     mutants: int = 0
@@ -257,10 +260,17 @@ class Tally:
     clear: int = 0
     matched: int = 0
     refused: int = 0
-    several: int = 0
     swapped: int = 0
     wrong: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """The figures, in a sentence."""
+        return (
+            f"{self.mutants} changed architectures, {self.pairs} tensors paired, {len(self.wrong) + self.swapped} of them "
+            f"wrongly; {self.matched} of the {self.clear} with one best alignment were matched in full, and {self.refused} "
+            f"of the {self.mutants - self.clear} with several were refused"
+        )
 
 
 def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
@@ -280,7 +290,6 @@ def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
     clear = only_alignment([unit.signature for unit in mutant.before], [unit.signature for unit in mutant.after])
     tally.mutants += 1
     tally.clear += clear
-    tally.several += not clear
     tally.changes.update(mutant.done)
     try:
         Structural().match(target, source, {})
@@ -289,14 +298,10 @@ def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
         refused = True
     tally.refused += refused and not clear
     found = Structural(ambiguous="leave").match(target, source, {})
-    first = True
     tally.pairs += len(found)
     for to, pair in found.items():
         if truth.get(to) != pair.source:
             if target[to].shape == source[pair.source].shape:
-                if first:
-                    tally.wrong.append((mutant, target, source, truth, to, pair))
-                first = False
                 tally.wrong.append(f"{mutant.done}: {to} <- {pair} instead of {truth.get(to)}")
             else:
                 tally.swapped += 1

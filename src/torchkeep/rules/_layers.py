@@ -133,7 +133,7 @@ def in_name_order(specs: Specs) -> bool:
 
 
 def numbered(specs: Specs) -> Specs | None:
-    """Names that were sorted, in the order of their numbers; None where something else than numbers tells them apart."""
+    """Names that were sorted, in the order of their numbers; None where more than numbers tells them apart."""
     children: dict[str, set[str]] = defaultdict(set)
     for name in specs:
         parts = name.split(".")[:-1]

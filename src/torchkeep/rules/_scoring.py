@@ -8,6 +8,7 @@ a list that lost one of its members counts on as if nothing had happened.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -21,7 +22,7 @@ OPENING, GOING_ON = -1.4, -1.1
 
 _FITS, _CHANGED, _PER_LIKENESS = 3.0, 2 * GOING_ON + 0.02, 0.05
 _SAME_WORDS, _SAME_BORDER = 0.1, 0.5
-_ROLE_LACKS, _SHIFT_LACKS, _ROLE_DIFFERS = 0.4, 1.2, 0.8
+_ROLE_LACKS, _SHIFT_LACKS, _ROLE_DIFFERS, _OTHER_NAME = 0.4, 1.2, 0.8, 0.5
 _CHEAP = frozenset({"num_batches_tracked", "_extra_state"})
 
 
@@ -31,10 +32,17 @@ def scores(to: Sequence[Layer], origin: Sequence[Layer]) -> tuple[Floats, NDArra
     columns, of_column = _distinct([layer.signature for layer in origin])
     worth = np.full((len(rows), len(columns)), NEVER)
     fits = np.zeros(worth.shape, dtype=bool)
-    for i, a in enumerate(rows):
-        for j, b in enumerate(columns):
-            if a.kind == b.kind or "bias" in (a.kind, b.kind):
-                worth[i, j], fits[i, j] = _compare(a, b)
+    ours, theirs = _sorts(rows), _sorts(columns)
+    for sort, places in ours.items():
+        for other, others in theirs.items():
+            field = np.ix_(places, others)
+            if sort == other:
+                like, fits[field] = _likeness([rows[i] for i in places], [columns[j] for j in others])
+                worth[field] = np.where(like < 0, NEVER, _CHANGED + _PER_LIKENESS * like)
+            elif sort[0] == other[0] != "loose" or "bias" in (sort[0], other[0]):
+                fits[field] = [[_main_fits(rows[i], columns[j]) for j in others] for i in places]
+    for i, j in np.argwhere(fits):
+        worth[i, j] = _FITS - _lacking(rows[i], columns[j])
     whole = np.ix_(of_row, of_column)
     worth, fits = worth[whole], fits[whole]
     possible = worth > NEVER
@@ -47,36 +55,59 @@ def likeness(a: Signature, b: Signature) -> float:
     """Which share of the main tensors' dimensions is equal; the kernel of a convolution counts as one. Below 0 where
     none is, so that one cannot have become the other by a change of width, classes, channels or length.
     """
-    one, other = a.tensors[a.main][0], b.tensors[b.main][0]
-    if len(one) != len(other) or not one:
-        return -1.0
-    if len(one) == 1:
-        return 0.0 if a.kind != "loose" or a.main == b.main else -1.0
-    same = [x == y for x, y in zip(one, other, strict=True)]
-    if a.kind == "loose":
-        return sum(same) / len(same) if any(same) else -1.0
-    same = [*same[:2], all(same[2:])] if len(one) > 2 else same
-    return sum(same) / len(same) if any(same[:2]) else -1.0
+    return float(_likeness([a], [b])[0][0, 0]) if _sort(a) == _sort(b) else -1.0
 
 
-def _compare(a: Signature, b: Signature) -> tuple[float, bool]:
-    """What it is worth to pair two layers of these signatures, and whether the main tensor of one fits the other."""
+_Sort = tuple[str, str, str, int]
+
+
+def _sort(signature: Signature) -> _Sort:
+    """Kind, main role, sort of dtype and rank: what two layers have in common if one is the other with other sizes."""
+    shape, dtype = signature.tensors[signature.main]
+    return signature.kind, "" if signature.kind == "loose" else signature.main, dtype, len(shape)
+
+
+def _sorts(signatures: Sequence[Signature]) -> dict[_Sort, list[int]]:
+    places: dict[_Sort, list[int]] = defaultdict(list)
+    for place, signature in enumerate(signatures):
+        places[_sort(signature)].append(place)
+    return places
+
+
+def _likeness(ours: Sequence[Signature], theirs: Sequence[Signature]) -> tuple[Floats, NDArray[np.bool_]]:
+    """(n, m) each: how like the main tensors of layers of one sort are, and whether they are equal."""
+    kind, _, _, rank = _sort(ours[0])
+    one, other = (
+        np.array([side.tensors[side.main][0] for side in sides], dtype=np.float64).reshape(len(sides), 1, rank)
+        for sides in (ours, theirs)
+    )
+    same = one == other.reshape(1, len(theirs), rank)
+    equal: NDArray[np.bool_] = same.all(axis=2)
+    if rank < 2:
+        return np.full(equal.shape, 0.0 if rank and kind != "loose" else -1.0), equal
+    telling = same if kind == "loose" else same[:, :, :2]
+    parts = (
+        same
+        if kind == "loose" or rank == 2
+        else np.concatenate([same[:, :, :2], same[:, :, 2:].all(2, keepdims=True)], 2)
+    )
+    return np.where(telling.any(axis=2), parts.mean(axis=2), -1.0), equal
+
+
+def _main_fits(a: Signature, b: Signature) -> bool:
+    """Whether the main tensor of one of two layers fits the other, which has it under the same role."""
+    main = a.main if a.main in b.tensors else b.main
+    return a.tensors.get(main) == b.tensors.get(main)
+
+
+def _lacking(a: Signature, b: Signature) -> float:
+    """What it costs that some tensors of two layers do not fit, or are in one only."""
     common = a.tensors.keys() & b.tensors.keys()
     if a.kind == b.kind == "loose":
-        ours, theirs = a.tensors[a.main], b.tensors[b.main]
-        lacking = 0.0 if common else 0.5
-    else:
-        main = a.main if a.main in common else b.main
-        if main not in common:
-            return NEVER, False
-        ours, theirs = a.tensors[main], b.tensors[main]
-        apart = (a.tensors.keys() ^ b.tensors.keys()) - _CHEAP
-        lacking = (_SHIFT_LACKS if len(ours[0]) == 1 else _ROLE_LACKS) * len(apart)
-        lacking += _ROLE_DIFFERS * sum(a.tensors[role] != b.tensors[role] for role in common - {main})
-    if ours == theirs:
-        return _FITS - lacking, True
-    like = likeness(a, b) if a.kind == b.kind and ours[1] == theirs[1] else -1.0
-    return (_CHANGED + _PER_LIKENESS * like, False) if like >= 0 else (NEVER, False)
+        return 0.0 if common else _OTHER_NAME
+    apart = (a.tensors.keys() ^ b.tensors.keys()) - _CHEAP
+    lacks = _SHIFT_LACKS if len(a.tensors[a.main][0]) == 1 else _ROLE_LACKS
+    return lacks * len(apart) + _ROLE_DIFFERS * sum(a.tensors[role] != b.tensors[role] for role in common)
 
 
 def _distinct(signatures: Sequence[Signature]) -> tuple[list[Signature], list[int]]:

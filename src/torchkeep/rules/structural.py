@@ -239,8 +239,10 @@ class _Field:
         pairs = [(i, j) for i in left for j in free if self.scores[i, j] > NEVER / 2]
         if len(pairs) != 1 or not any(_is_stem(*side) for side in zip((self.to, self.origin), pairs[0], strict=True)):
             return []
-        like = likeness(self.to[pairs[0][0]].signature, self.origin[pairs[0][1]].signature)
-        return [(*pairs[0], _CHANGED + _PER_LIKENESS * like)] if like > 0.5 else []
+        one, other = self.to[pairs[0][0]], self.origin[pairs[0][1]]
+        differs = [a != b for a, b in zip(_weight_shape(one), _weight_shape(other), strict=True)]
+        like = likeness(one.signature, other.signature)
+        return [(*pairs[0], _CHANGED + _PER_LIKENESS * like)] if differs[1] and sum(differs) == 1 else []
 
 
 _Key = Callable[[Layer], object]

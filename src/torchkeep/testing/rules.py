@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..core.plan import Pair, Specs, make_plan
+from ..core.plan import Mismatch, Move, Pair, Specs, make_plan
 from ..core.tensors import TensorSpec
 from ..errors import AmbiguousMatchError, LoadError
 
@@ -140,9 +140,10 @@ class RuleTests:
             if sample.pairs is None or sample.paired:
                 continue
             plan = make_plan(_specs(sample.target), _specs(sample.source), [self.rule])
-            done = {one.target: one.source for one in (*plan.moves, *plan.mismatched)}
+            made: list[Move | Mismatch] = [*plan.moves, *plan.mismatched]
+            done = {one.target: one.source for one in made}
             assert done == dict(sample.pairs)
-            assert all(one.rule == self.rule.name for one in (*plan.moves, *plan.mismatched))
+            assert all(one.rule == self.rule.name for one in made)
             assert sorted([*done, *plan.missing]) == sorted(sample.target)
             assert sorted([*done.values(), *plan.unexpected]) == sorted(sample.source)
 
