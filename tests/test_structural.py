@@ -253,6 +253,20 @@ def test_sorted_names_that_are_numbers_count_on() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
 
 
+def test_sorted_shards_and_networks_without_a_bias() -> None:
+    def network(*names: str) -> dict[str, tuple[int, ...]]:
+        inner = {f"layers.{n}.{name}.weight": (8, 8) for n in range(12) for name in names}
+        return {"tokens.weight": (50, 8), **inner, "norm.weight": (8,), "head.weight": (50, 8)}
+
+    target = specs(network("query", "key", "value", "out", "up", "down"))
+    names = list(source := specs(network("wq", "wk", "wv", "wo", "w1", "w2")))
+    assert match(target, source) == dict(zip(target, source, strict=True))
+    for cut in (len(names), 40):  # one file, or two of which each is sorted and between which a layer is torn
+        shards = {name: source[name] for part in (names[:cut], names[cut:]) for name in sorted(part)}
+        with pytest.raises(AmbiguousMatchError, match="sorted"):
+            match(target, shards)
+
+
 def test_shapes_alone_suffice_where_the_order_is_lost_and_no_two_are_alike() -> None:
     target = specs({"z.weight": (3, 4), "z.bias": (3,), "a.weight": (5, 3), "a.bias": (5,)})
     source = specs({"enter.bias": (3,), "enter.weight": (3, 4), "leave.bias": (5,), "leave.weight": (5, 3)})

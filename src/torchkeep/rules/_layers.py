@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from math import lgamma
 
 from ..core.plan import Specs
 from ..core.tensors import TensorSpec
@@ -31,7 +33,9 @@ _SLOTS = {
     "gate": "gate", "up": "up",
 }  # fmt: skip
 
-_FEW = 4  # names that are sorted by chance
+_RARE = 4  # of so many modules, one may be torn apart by two shards
+_DIGITS = "0123456789"
+_BY_CHANCE = 7.0  # names of a thousandth of all networks are in order without having been sorted
 
 Role = tuple[str, tuple[int, ...], str]
 
@@ -116,20 +120,28 @@ def layers_of(specs: Specs) -> list[Layer]:
 
 
 def in_name_order(specs: Specs) -> bool:
-    """Whether the names stand in the order of the alphabet, within each dtype at least, and not as they were made.
+    """Whether the names stand in the order of the alphabet, and not in that in which they were made.
 
-    Files of safetensors are written so by its own library. torch makes a weight before its bias, and so does nobody
-    who sorts.
+    Files of safetensors are written so by its own library, each dtype and each shard for itself. It shows in what a
+    module has: torch makes a weight before its bias and counts from 9 to 10, and nobody who sorts does.
     """
-    sides: dict[object, list[str]] = defaultdict(list)
+    children: dict[tuple[object, str], dict[str, None]] = defaultdict(dict)
     for name, spec in specs.items():
-        sides[spec.dtype].append(name)
-    if any(names != sorted(names) for names in sides.values()):
-        return False
-    place = {name: position for position, name in enumerate(specs)}
-    owners = {name.removesuffix("bias") for name in specs if name.endswith("bias")}
-    pairs = [(place[f"{owner}weight"], place[f"{owner}bias"]) for owner in owners if f"{owner}weight" in specs]
-    return all(bias < weight for weight, bias in pairs) and bool(pairs or len(specs) > _FEW)
+        parts = name.split(".")
+        for depth, part in enumerate(parts):
+            children[spec.dtype, ".".join(parts[:depth])][part] = None
+    words = [tuple(dict.fromkeys(part.rstrip(_DIGITS) for part in own)) for own in children.values()]
+    several = [own for own in words if len(own) > 1]
+    in_order = [own for own in several if list(own) == sorted(own)]
+    chance = sum(lgamma(len(own) + 1) for own in set(in_order))  # of as many siblings standing so, as a logarithm
+    telling = any("bias" in own and "weight" in own for own in in_order) or any(map(_counts_back, children.values()))
+    return (len(several) - len(in_order)) * _RARE <= len(several) and (telling or chance > _BY_CHANCE)
+
+
+def _counts_back(parts: Iterable[str]) -> bool:
+    """Whether numbers stand as words do: 10 before 9."""
+    numbers = [part for part in parts if part.isdecimal() and part.isascii()]
+    return any(len(a) > len(b) and a < b for a, b in pairwise(numbers))
 
 
 def numbered(specs: Specs) -> Specs | None:
@@ -139,14 +151,14 @@ def numbered(specs: Specs) -> Specs | None:
         parts = name.split(".")[:-1]
         for depth, part in enumerate(parts):
             children[".".join(parts[:depth])].add(part)
-    if any(len({part.rstrip("0123456789") for part in own}) > 1 for own in children.values()):
+    if any(len({part.rstrip(_DIGITS) for part in own}) > 1 for own in children.values()):
         return None
     return {name: specs[name] for name in sorted(specs, key=_counted)}
 
 
 def _counted(name: str) -> list[tuple[str, int, str]]:
     """The segments of a name, each as a word and a number, so that `layer.10` comes after `layer.9`."""
-    words = [(part.rstrip("0123456789"), part) for part in name.split(".")]
+    words = [(part.rstrip(_DIGITS), part) for part in name.split(".")]
     numbers = [(stem, part[len(stem) :].lstrip("0")) for stem, part in words]
     return [(stem, len(number), number) for stem, number in numbers]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -43,7 +43,7 @@ class RuleSample:
     target: Mapping[str, tuple[int, ...]]
     source: Mapping[str, tuple[int, ...]]
     pairs: Mapping[str, str] | None
-    paired: Mapping[str, str] = MappingProxyType({})
+    paired: Mapping[str, str] = field(default_factory=dict)
 
 
 class RuleTests:
