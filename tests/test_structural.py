@@ -301,6 +301,14 @@ def test_norms_linears_and_convolutions_are_not_mixed_up() -> None:
     }
 
 
+def test_a_bias_that_one_side_lacks_leaves_the_weight_paired() -> None:
+    target = specs({**stack(4), **{f"layers.{n}.up.bias": (32,) for n in range(4)}})
+    source = specs(stack(4, name="x"))
+    found = Structural().match(target, source, {})
+    assert {pair.source for pair in found.values()} == set(source)
+    assert found["layers.1.up.weight"].confidence < found["layers.1.down.weight"].confidence
+
+
 def test_integers_are_not_paired_with_floats_and_half_precision_is() -> None:
     target = specs(stack(2))
     half = {name: TensorSpec(torch.bfloat16, spec.shape) for name, spec in specs(stack(2, name="x")).items()}

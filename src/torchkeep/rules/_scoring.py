@@ -22,7 +22,7 @@ OPENING, GOING_ON = -1.4, -1.1
 
 _FITS, _CHANGED, _PER_LIKENESS = 3.0, 2 * GOING_ON + 0.02, 0.05
 _SAME_WORDS, _SAME_BORDER = 0.1, 0.5
-_ROLE_LACKS, _SHIFT_LACKS, _ROLE_DIFFERS, _OTHER_NAME = 0.4, 1.2, 0.8, 0.5
+_LACKS, _OTHER_NAME = 2.8, 0.5
 _CHEAP = frozenset({"num_batches_tracked", "_extra_state"})
 
 
@@ -102,12 +102,10 @@ def _main_fits(a: Signature, b: Signature) -> bool:
 
 def _lacking(a: Signature, b: Signature) -> float:
     """What it costs that some tensors of two layers do not fit, or are in one only."""
-    common = a.tensors.keys() & b.tensors.keys()
     if a.kind == b.kind == "loose":
-        return 0.0 if common else _OTHER_NAME
-    apart = (a.tensors.keys() ^ b.tensors.keys()) - _CHEAP
-    lacks = _SHIFT_LACKS if len(a.tensors[a.main][0]) == 1 else _ROLE_LACKS
-    return lacks * len(apart) + _ROLE_DIFFERS * sum(a.tensors[role] != b.tensors[role] for role in common)
+        return 0.0 if a.main == b.main else _OTHER_NAME
+    apart = {role for role in a.tensors.keys() | b.tensors.keys() if a.tensors.get(role) != b.tensors.get(role)}
+    return _LACKS if apart - _CHEAP else 0.0
 
 
 def _distinct(signatures: Sequence[Signature]) -> tuple[list[Signature], list[int]]:

@@ -236,7 +236,7 @@ class _Field:
         """The first convolution of the one side and what it was on the other, where only one comes into question."""
         left = [i for i, layer in enumerate(self.to) if i not in rows and _weight_rank(layer) > 2]
         free = [j for j, layer in enumerate(self.origin) if j not in columns and _weight_rank(layer) > 2]
-        pairs = [(i, j) for i in left for j in free if self.scores[i, j] > NEVER / 2]
+        pairs = [(left[a], free[b]) for a, b in np.argwhere(self.scores[np.ix_(left, free)] > NEVER / 2)]
         if len(pairs) != 1 or not any(_is_stem(*side) for side in zip((self.to, self.origin), pairs[0], strict=True)):
             return []
         one, other = self.to[pairs[0][0]], self.origin[pairs[0][1]]
