@@ -263,14 +263,14 @@ class Tally:
     clear: int = 0
     matched: int = 0
     refused: int = 0
-    swapped: int = 0
+    swapped: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """The figures, in a sentence."""
         return (
-            f"{self.mutants} changed architectures, {self.pairs} tensors paired, {len(self.wrong) + self.swapped} of them "
+            f"{self.mutants} changed architectures, {self.pairs} tensors paired, {len(self.wrong) + len(self.swapped)} of them "
             f"wrongly; {self.matched} of the {self.clear} with one best alignment were matched in full, and {self.refused} "
             f"of the {self.mutants - self.clear} with several were refused"
         )
@@ -304,10 +304,9 @@ def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
     tally.pairs += len(found)
     for to, pair in found.items():
         if truth.get(to) != pair.source:
-            if target[to].shape == source[pair.source].shape:
-                tally.wrong.append(f"{mutant.done}: {to} <- {pair} instead of {truth.get(to)}")
-            else:
-                tally.swapped += 1
+            fits = target[to].shape == source[pair.source].shape
+            said = f"{mutant.done}: {to} <- {pair.source} instead of {truth.get(to)}, {pair.confidence:.3f}"
+            (tally.wrong if fits else tally.swapped).append(said)
     if clear and not refused:
         tally.matched += all(to in found and found[to].source == of for to, of in stayed.items())
 

@@ -190,9 +190,9 @@ class _Field:
     def _changed(self, i: int, j: int, path: set[tuple[int, int]], sure: Sequence[tuple[int, int]]) -> float:
         """The confidence that a layer became another shape: of its place between layers that fit, not of its shape.
 
-        A layer that another one replaced would look the same. So that nothing that still fits, such as its bias, is
-        taken from what it replaced, it has to stand at an end, as stems and heads do, or its neighbour has to have
-        changed with it, as when a layer became wider.
+        A layer that another one replaced would look the same. So that nothing, its bias above all, is taken from what
+        it replaced, it has to stand at an end, as stems and heads do, or its neighbour has to have changed with it, as
+        when a layer became wider. Embeddings and parameters by themselves may have become longer anywhere.
         """
         before = max((pair for pair in sure if pair[0] < i), default=(-1, -1))
         after = min((pair for pair in sure if pair[0] > i), default=(len(self.to), len(self.origin)))
@@ -204,7 +204,8 @@ class _Field:
         own = _changes(self.to[i], self.origin[j])
         beside = [_changes(self.to[a], self.origin[b]) for a, b in ((i - 1, j - 1), (i + 1, j + 1)) if (a, b) in path]
         ends = 0 in (i, j) or i == len(self.to) - 1 or j == len(self.origin) - 1
-        if len(tensors_of(self.to[i], self.origin[j])) > 1 and not ends and not any(own & other for other in beside):
+        lone = len(tensors_of(self.to[i], self.origin[j])) == 1 and self.to[i].signature.kind in {"2-d", "loose"}
+        if not lone and not ends and not any(own & other for other in beside):
             return _confidence(self.margin[i])
         return _CHANGED + _PER_LIKENESS * likeness(self.to[i].signature, self.origin[j].signature)
 
