@@ -51,6 +51,8 @@ from .opening import open_checkpoint as open
 from .proving import prove_resume as prove_resume
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
+from .rules.renames import Rename as rename
+from .rules.structural import Structural as structural
 from .running import Run as Run
 from .running import SaveHandle as SaveHandle
 from .running import is_run as is_run
@@ -111,11 +113,13 @@ __all__ = [
     "plan_load",
     "prove_resume",
     "read_spec",
+    "rename",
     "salvage",
     "save",
     "scan",
     "show",
     "strip",
+    "structural",
     "surgery",
     "to_json",
     "unfreeze",

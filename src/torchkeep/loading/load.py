@@ -19,11 +19,12 @@ from ..core.plan import Adapter, LoadPlan, Rule
 from ..core.registry import make_part
 from ..core.report import Require
 from ..errors import IncompatibleCheckpointError, LoadError
+from ..rules.suggesting import suggestions
 from .checks import both, check_casts, check_tied, freeze_as_saved, fresh_values, idle, texts_of, unused
 from .following import follow, plan_following
 from .outputs import compared, reference_outputs
 from .planfile import LoadReport, read_plan
-from .planning import Adapt, Rules, planned, rules_of, suggested, targets_of
+from .planning import Adapt, Rules, planned, rules_of, targets_of
 from .sourcing import Weights, weights_of
 
 PlanFile = str | os.PathLike[str] | None
@@ -177,7 +178,8 @@ def _check(report: LoadReport, weights: Weights, allow: Any, require: Require) -
     except IncompatibleCheckpointError as error:
         plan, specs = report.plan, weights.specs
         left = {name: plan.target[name] for name in plan.missing}
-        error.hint = "; ".join(suggested(left, {name: specs[name] for name in plan.unexpected})) or error.hint
+        advice = suggestions(left, {name: specs[name] for name in plan.unexpected})
+        error.hint = f"if these are meant: {'; or '.join(advice)}" if advice else error.hint
         raise
     check_tied(report, weights)
     check_casts(report, weights)

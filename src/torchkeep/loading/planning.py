@@ -16,7 +16,6 @@ from ..core.registry import make_part
 from ..core.table import shorten
 from ..errors import LoadError
 from ..rules import DEFAULT_RULES, RULES
-from ..rules.prefixes import suggest
 from .sourcing import EXTRA, Part, Weights, joined
 
 Rules = Iterable[str | Rule] | str | Rule | None
@@ -87,9 +86,3 @@ def _own_names(part: Part, weights: Weights, target: Specs) -> Specs:
         for name, spec in target.items()
         if name.startswith(lead) and not any(is_under(name, path) for path in inner)
     }
-
-
-def suggested(target: Specs, source: Specs) -> tuple[str, ...]:
-    """What would pair more of the names that are left over: it is proposed and never taken by itself."""
-    rule = suggest(target, source)
-    return (f"if these are meant, {rule} pairs more names: rules=['exact', tk.{rule}]",) if rule else ()

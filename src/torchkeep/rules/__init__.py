@@ -3,6 +3,9 @@
 RULES = {
     "exact": "rules.exact:Exact",
     "prefixes": "rules.prefixes:Prefixes",
+    "suffix": "rules.suffix:Suffix",
+    "weight-norm": "rules.weight_norm:WeightNorm",
+    "structural": "rules.structural:Structural",
 }
 
 DEFAULT_RULES = ("exact", "prefixes")

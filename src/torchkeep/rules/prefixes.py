@@ -35,17 +35,16 @@ class Prefixes:
         return {wrapped[to]: bare[origin] for to, origin in best.items()}
 
 
-def suggest(target: Specs, source: Specs) -> str:
-    """The rule, as one would write it, that pairs most of what is left over; empty where none does."""
+def counted(target: Specs, source: Specs) -> dict[str, int]:
+    """Each prefix that could be meant, as `strip teacher.`, and how many names and shapes agree with it; best first."""
     wrapped, bare = _unwrapped(target), _unwrapped(source)
-    try:
-        label, best = _best(wrapped, bare, _fits(target, source, wrapped, bare))
-    except AmbiguousMatchError:
-        return ""
-    return _written(label).removeprefix("tk.") if best else ""
+    pairings, fits = _pairings(wrapped, bare), _fits(target, source, wrapped, bare)
+    scores = {label: sum(fits(to, origin) for to, origin in pairs.items()) for label, pairs in pairings.items()}
+    least = max(1, (min(len(wrapped), len(bare)) + 1) // 2)
+    return {label: count for label, count in sorted(scores.items(), key=lambda one: -one[1]) if count >= least}
 
 
-def _written(label: str) -> str:
+def written(label: str) -> str:
     """`strip teacher.` as one writes it in Python."""
     verb, _, prefix = label.partition(" ")
     return f"tk.{verb}({prefix!r})"
@@ -116,7 +115,7 @@ def _best(target: dict[str, str], source: dict[str, str], fits: Fits) -> tuple[s
         raise AmbiguousMatchError(
             f"{most} names match after {', '.join(map(repr, tied[:4]))} alike",
             candidates=tuple(tied),
-            hint=f"say which one: rules=[{_written(tied[0])}], or the other; or load from ckpt.sub(...)",
+            hint=f"say which one: rules=[{written(tied[0])}], or the other; or load from ckpt.sub(...)",
         )
     return tied[0], pairings[tied[0]]
 
