@@ -35,6 +35,16 @@ class Prefixes:
         return {wrapped[to]: bare[origin] for to, origin in best.items()}
 
 
+def suggest(target: Specs, source: Specs) -> str:
+    """The rule, as one would write it, that pairs most of what is left over; empty where none does."""
+    wrapped, bare = _unwrapped(target), _unwrapped(source)
+    try:
+        label, best = _best(wrapped, bare, _fits(target, source, wrapped, bare))
+    except AmbiguousMatchError:
+        return ""
+    return written(label).removeprefix("tk.") if best else ""
+
+
 def counted(target: Specs, source: Specs) -> dict[str, int]:
     """Each prefix that could be meant, as `strip teacher.`, and how many names and shapes agree with it; best first."""
     wrapped, bare = _unwrapped(target), _unwrapped(source)
