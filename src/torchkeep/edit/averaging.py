@@ -55,7 +55,10 @@ def average(
     if run is not None:
         listed = [run.open(one) for one in _snapshots(run, last, steps, sequences)]
     elif last is not None or steps is not None or sequences is not None:
-        raise EditError("last, steps and sequences choose snapshots of one run", hint="give the folder of a run alone")
+        what = f"{listed[0]} is none" if len(listed) == 1 else f"{len(listed)} sources were given"
+        raise EditError(
+            f"last, steps and sequences choose snapshots of one run, and {what}", hint="give the folder of a run alone"
+        )
     if not listed:
         raise EditError("there is nothing to average", hint="give checkpoints: tk.edit.average('a.pth', 'b.pth')")
     shares = _shares(len(listed), weights, decay)
