@@ -231,6 +231,10 @@ def specs_of(units: Sequence[Unit]) -> dict[str, TensorSpec]:
     }
 
 
+def names_of(unit: Unit) -> list[str]:
+    return [".".join((*unit.path, role)) for role in unit.shapes]
+
+
 def only_alignment(a: Sequence[Signature], b: Sequence[Signature]) -> bool:
     """Whether the longest common subsequence of two lists is found in one way only."""
     length = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
@@ -251,8 +255,9 @@ class Tally:
     """What came of many mutants.
 
     Attributes:
-        wrong: tensors that were paired, would fit, and are another one's.
-        swapped: tensors paired with what stood in their place, of another shape, which are another one's.
+        wrong: tensors that were paired and are another one's.
+        replaced: tensors of a layer that was put where another one of another shape was taken out, and paired with that
+            one's: nothing tells this from a layer that was changed.
         clear: mutants with one best alignment.
         matched: those of them of which all that stayed as it was is paired.
         refused: mutants with several best alignments that were refused.
@@ -263,15 +268,15 @@ class Tally:
     clear: int = 0
     matched: int = 0
     refused: int = 0
-    swapped: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """The figures, in a sentence."""
         return (
-            f"{self.mutants} changed architectures, {self.pairs} tensors paired, {len(self.wrong) + len(self.swapped)} of them "
-            f"wrongly; {self.matched} of the {self.clear} with one best alignment were matched in full, and {self.refused} "
+            f"{self.mutants} changed architectures, {self.pairs} tensors paired, {len(self.wrong)} of them wrongly and "
+            f"{len(self.replaced)} with what a layer of another shape was put in place of; {self.matched} of the {self.clear} with one best alignment were matched in full, and {self.refused} "
             f"of the {self.mutants - self.clear} with several were refused"
         )
 
@@ -279,11 +284,18 @@ class Tally:
 def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
     """Match a mutant with what it was, one way or the other, and hold every pair against the truth."""
     before, after = renamed(mutant.before, draw), renamed(mutant.after, draw)
-    names = {(unit.was, at): ".".join((*unit.path, role)) for unit in before for at, role in enumerate(unit.shapes)}
-    truth = {}
-    for unit in after:
-        for at, role in enumerate(unit.shapes):
-            truth[".".join((*unit.path, role))] = names.get((unit.was, at))
+    names = {(unit.was, at): name for unit in before for at, name in enumerate(names_of(unit))}
+    truth = {name: names.get((unit.was, at)) for unit in after for at, name in enumerate(names_of(unit))}
+    places = {name: unit.was for unit in before for name in names_of(unit) if unit.was is not None}
+    around = {
+        name: (
+            max((one.was for one in after[:place] if one.was is not None), default=-1),
+            min((one.was for one in after[place:] if one.was is not None), default=len(before)),
+        )
+        for place, unit in enumerate(after)
+        if unit.was is None
+        for name in names_of(unit)
+    }
     target, source = specs_of(after), specs_of(before)
     backwards = draw.random() < 0.5
     if backwards:
@@ -304,9 +316,10 @@ def judge(mutant: Mutant, draw: random.Random, tally: Tally) -> None:
     tally.pairs += len(found)
     for to, pair in found.items():
         if truth.get(to) != pair.source:
-            fits = target[to].shape == source[pair.source].shape
             said = f"{mutant.done}: {to} <- {pair.source} instead of {truth.get(to)}, {pair.confidence:.3f}"
-            (tally.wrong if fits else tally.swapped).append(said)
+            new, old = (pair.source, to) if backwards else (to, pair.source)
+            low, high = around.get(new, (0, 0))
+            (tally.replaced if low < places[old] < high else tally.wrong).append(said)
     if clear and not refused:
         tally.matched += all(to in found and found[to].source == of for to, of in stayed.items())
 

@@ -457,7 +457,7 @@ def test_the_alignment_is_the_best_of_all_and_so_is_every_pair_in_it() -> None:
 
 def test_changed_architectures_are_never_matched_wrongly_and_mostly_in_full() -> None:
     tally = mutations.mutants(240, seed=0)
-    assert tally.wrong == [] and tally.swapped == []
+    assert tally.wrong == [] and len(tally.replaced) < 5
     assert tally.clear > 60 and tally.matched >= 0.8 * tally.clear, str(tally)
     assert tally.pairs > 20_000 and set(tally.changes) == {"insert", "repeat", "delete", "drop", "widen"}
 
@@ -470,4 +470,4 @@ def test_the_judge_sees_a_wrong_pair(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Structural, "match", zipped)
     tally = mutations.mutants(12, seed=0)
-    assert tally.wrong and tally.swapped
+    assert len(tally.wrong) > 100

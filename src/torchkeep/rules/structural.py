@@ -203,9 +203,10 @@ class _Field:
             return _confidence(self.margin[i])
         own = _changes(self.to[i], self.origin[j])
         beside = [_changes(self.to[a], self.origin[b]) for a, b in ((i - 1, j - 1), (i + 1, j + 1)) if (a, b) in path]
-        ends = 0 in (i, j) or i == len(self.to) - 1 or j == len(self.origin) - 1
+        last = i == len(self.to) - 1 or j == len(self.origin) - 1
+        ends = (0 in (i, j) and before == (-1, -1)) or (last and after == (len(self.to), len(self.origin)))
         lone = len(tensors_of(self.to[i], self.origin[j])) == 1 and self.to[i].signature.kind in {"2-d", "loose"}
-        if not lone and not ends and not any(own & other for other in beside):
+        if not (lone and in_step) and not ends and not any(own & other for other in beside):
             return _confidence(self.margin[i])
         return _CHANGED + _PER_LIKENESS * likeness(self.to[i].signature, self.origin[j].signature)
 
@@ -234,11 +235,15 @@ class _Field:
         ]
 
     def _stem(self, rows: Container[int], columns: Container[int]) -> list[tuple[int, int, float]]:
-        """The first convolution of the one side and what it was on the other, where only one comes into question."""
+        """The convolution before all that are paired and what it was, where only one comes into question."""
         left = [i for i, layer in enumerate(self.to) if i not in rows and _weight_rank(layer) > 2]
         free = [j for j, layer in enumerate(self.origin) if j not in columns and _weight_rank(layer) > 2]
         pairs = [(left[a], free[b]) for a, b in np.argwhere(self.scores[np.ix_(left, free)] > NEVER / 2)]
-        if len(pairs) != 1 or not any(_is_stem(*side) for side in zip((self.to, self.origin), pairs[0], strict=True)):
+        if len(pairs) != 1:
+            return []
+        before = [self.to[i] for i in range(pairs[0][0]) if i in rows]
+        before += [self.origin[j] for j in range(pairs[0][1]) if j in columns]
+        if any(_weight_rank(layer) > 2 and layer.signature.kind != "loose" for layer in before):
             return []
         one, other = self.to[pairs[0][0]], self.origin[pairs[0][1]]
         differs = [a != b for a, b in zip(_weight_shape(one), _weight_shape(other), strict=True)]
@@ -282,11 +287,6 @@ def _weight_shape(layer: Layer) -> tuple[int, ...]:
 
 def _weight_rank(layer: Layer) -> int:
     return len(_weight_shape(layer))
-
-
-def _is_stem(layers: Sequence[Layer], place: int) -> bool:
-    """Whether no convolution stands before this one."""
-    return all(_weight_rank(layer) < 3 or layer.signature.kind == "loose" for layer in layers[:place])
 
 
 def _is_square(layer: Layer) -> bool:
