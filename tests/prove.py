@@ -1,7 +1,8 @@
 """The long proofs, longer than a test run may take: `make prove`. Writes docs/proofs.md.
 
-    python tests/prove.py [resume] [kills] [power] [prune] [flips] [mutants] [fuzz]   all of them, if none is named
-        [--resume 500] [--kills 200] [--power 5000] [--prune 60] [--flips 1000] [--mutants 30000] [--seed N]
+    python tests/prove.py [resume] [kills] [power] [prune] [flips] [mutants] [structures] [fuzz]   all of them, if none is named
+        [--resume 500] [--kills 200] [--power 5000] [--prune 60] [--flips 1000] [--mutants 30000]
+        [--structures 12000] [--seed N]
         [--minutes 30] [--others 5] [--targets unpickler,torch_zip] [--tools guided,made] [--keep build/fuzz]
     python tests/prove.py --collect build/fuzz/results.jsonl      write down what was run before, or elsewhere
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+import mutations
 import torchkeep as tk
 from crash.states import MODES, run_states
 from fuzz import campaign
@@ -41,7 +43,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each proof, and how many of its trials there are; fuzzing counts minutes.
 SECTIONS = {
-    "resume": 500, "kills": 200, "power": 5000, "prune": 60, "flips": 1000, "mutants": 30_000, "fuzz": 0,
+    "resume": 500, "kills": 200, "power": 5000, "prune": 60, "flips": 1000, "mutants": 30_000,
+    "structures": 12_000, "fuzz": 0,
 }  # fmt: skip
 
 
@@ -94,6 +97,13 @@ def bit_flips(folder: Path, count: int, seed: int) -> str:
     tk.save(model, folder / "model.safetensors")
     flips_of_a_file(folder / "model.safetensors", count, seed)
     return f"{count} flips of each, all found, none loaded"
+
+
+def structures(folder: Path, count: int, seed: int) -> str:
+    """Architectures are changed (layers inserted, deleted, widened, renamed) and matched by structure: never wrongly; real weights too."""
+    tally = mutations.mutants(count, seed)
+    assert not tally.wrong, tally.wrong
+    return f"{tally}; published MobileNetV2: {mutations.real_mobilenet(folder)}"
 
 
 def mutants(folder: Path, count: int, seed: int) -> str:
@@ -268,6 +278,7 @@ def main() -> None:
         "prune": (prune, options.prune),
         "flips": (bit_flips, options.flips),
         "mutants": (mutants, options.mutants),
+        "structures": (structures, options.structures),
     }
     for proof, count in (found for name, found in proofs.items() if name in sections):
         started = time.perf_counter()
