@@ -31,11 +31,12 @@ check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) $(PEERS)/.installed  ## beside other savers and the pickle scanners; writes the tables of the docs
+bench: $(STAMP) $(PEERS)/.installed  ## beside other savers, loaders and the pickle scanners; writes the tables of the docs
 	$(PEERS)/bin/python -m benchmarks.disk --write docs/benchmarks-disk.md
 	$(BIN)/python benchmarks/opening.py --write docs/benchmarks-opening.md
 	$(BIN)/python -m benchmarks.editing --write docs/benchmarks-editing.md
 	$(BIN)/python benchmarks/peers.py --write docs/peers.md
+	$(PEERS)/bin/python -m benchmarks.loading --write docs/benchmarks-loading.md
 
 prove: $(STAMP)  ## the long proofs; writes docs/proofs.md
 	$(BIN)/python tests/prove.py
