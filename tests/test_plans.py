@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -455,3 +456,37 @@ def test_the_command_line_plans_requires_and_adapts(tmp_path: Path, capsys: Any,
     assert code == LoadError.exit_code and "plan.json: is no plan" in out
     assert call("--save-plan", tmp_path / "other.json", "--dry-run", "--allow", "head")[0] == 0
     assert json.loads((tmp_path / "other.json").read_text())["allow"] == ["head"]
+
+
+def test_a_hint_proposes_what_is_not_in_force_and_what_would_adapt(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self, channels: int, places: int) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(channels, 4, 3)
+            self.pos_embed = nn.Parameter(torch.randn(1, places, 4))
+
+    old, new = Net(3, 17), Net(1, 10)
+    with pytest.raises(IncompatibleCheckpointError) as refused:
+        tk.load_into(new, old.state_dict())
+    hint = str(refused.value.hint)
+    assert "adapt={'pos_embed': tk.adapters.positions(prefix=1), 'stem.weight': 'channels'}" in hint
+    assert "allow=" in hint
+    found = re.search(r"adapt=(\{.*?\})", hint)
+    assert found is not None
+    adapt = eval(found[1], {"tk": tk})  # noqa: S307 - torchkeep's own words
+    assert tk.load_into(new, old.state_dict(), adapt=adapt).coverage == 1
+    with pytest.raises(IncompatibleCheckpointError) as refused:
+        tk.load_into(nn.ModuleDict({"x": nn.Linear(2, 2)}), {"a.weight": torch.randn(2, 2)}, match="structural")
+    assert "structural" not in str(refused.value.hint) and "allow=['x.bias']" in str(refused.value.hint)
+
+
+def test_which_of_several_models_in_a_file_was_taken_is_said(tmp_path: Path) -> None:
+    one, other, model = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.save({"state_dict": one.state_dict(), "state_dict_ema": other.state_dict()}, tmp_path / "both.pth")
+    report = tk.load_into(model, tmp_path / "both.pth")
+    assert torch.equal(model.weight, one.weight)
+    assert any("'state_dict' of" in note and "'state_dict_ema'" in note for note in report.notes)
+    report = tk.load_into(model, (tmp_path / "both.pth", "state_dict_ema"))
+    assert torch.equal(model.weight, other.weight) and report.notes == ()
+    torch.save({"state_dict": one.state_dict(), "optimizer": {}}, tmp_path / "one.pth")
+    assert tk.load_into(model, tmp_path / "one.pth").notes == ()

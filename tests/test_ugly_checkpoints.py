@@ -21,7 +21,11 @@ REACHED = {
     "`_fsdp_wrapped_module` within the names": 1.0,
     "other names, another head, a block more": 0.98,
     "two tensors with each other's shapes": 0.1,
-    "a stem of 3 channels for 1": 0.99,
+    "a stem of 3 channels for 1": 1.0,
+    "positions on a smaller square": 1.0,
+    "weight norm under its old names": 1.0,
+    "other names, keys before queries": 1.0,
+    "raw weights and their average side by side": 1.0,
 }
 
 

@@ -31,6 +31,10 @@ CONTAINERS = (
     "model_ema",
     "ema",
     "weights",
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_state_dict_ema",
+    "ema_model",
 )
 
 SEVERITIES = ("info", "warning", "danger")

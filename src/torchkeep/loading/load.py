@@ -19,7 +19,7 @@ from ..core.plan import Adapter, LoadPlan, Rule
 from ..core.registry import make_part
 from ..core.report import Require
 from ..errors import IncompatibleCheckpointError, LoadError
-from ..rules.suggesting import suggestions
+from .advising import advice
 from .checks import both, check_casts, check_tied, freeze_as_saved, fresh_values, idle, texts_of, unused
 from .following import follow, plan_following
 from .outputs import compared, reference_outputs
@@ -129,7 +129,7 @@ def load_into(
     allow = both(allow, allowed)
     said = (*weights.notes, *unused(decided, weights, allow), *idle(decided, adapt))
     report = LoadReport(weights.title, decided, notes=said, allowed=texts_of(allow))
-    _check(report, weights, allow, require)
+    _check(report, weights, allow, require, rules_of(rules, match) if plan is None else [])
     if freeze and weights.frozen and any(move.source != move.target for move in decided.moves):
         raise LoadError(
             "freeze=True goes by names, and these were loaded under others",
@@ -171,15 +171,12 @@ def _decided(
     return read_plan(plan, target, weights.specs, tied, own)
 
 
-def _check(report: LoadReport, weights: Weights, allow: Any, require: Require) -> None:
+def _check(report: LoadReport, weights: Weights, allow: Any, require: Require, rules: list[Rule]) -> None:
     """All that must hold before anything is touched."""
     try:
         report.check(allow, require)
     except IncompatibleCheckpointError as error:
-        plan, specs = report.plan, weights.specs
-        left = {name: plan.target[name] for name in plan.missing}
-        advice = suggestions(left, {name: specs[name] for name in plan.unexpected})
-        error.hint = f"if these are meant: {'; or '.join(advice)}" if advice else error.hint
+        error.hint = advice(report, weights.specs, rules, error.hint)
         raise
     check_tied(report, weights)
     check_casts(report, weights)

@@ -40,6 +40,7 @@ class Part:
         path: of the module; empty for the whole model.
         prefix: what was taken off the names in the file, with a dot at the end.
         checkpoint: the opened file.
+        notes: what the caller should know of the choice.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Part:
     path: str = ""
     prefix: str = ""
     checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -122,7 +124,8 @@ def weights_of(source: Any, model: nn.Module) -> Weights:
     paths = [path for path, _ in named_modules(model)]
     if _is_combination(source, paths):
         return _combined(source, paths)
-    return Weights((_part_of(source),))
+    part = _part_of(source)
+    return Weights((part,), part.notes)
 
 
 def _is_combination(source: Any, paths: Iterable[str]) -> bool:
@@ -161,7 +164,7 @@ def _combined(source: Mapping[str, Any], paths: list[str]) -> Weights:
                 extra={name: value for name, value in part.extra.items() if name not in below},
             )
         parts.append(part)
-    return Weights(tuple(parts), tuple(notes))
+    return Weights(tuple(parts), (*notes, *dict.fromkeys(note for part in parts for note in part.notes)))
 
 
 def _opened_once(given: Any, opened: dict[str, Checkpoint]) -> Any:
@@ -233,7 +236,9 @@ def _below(part: Part, prefix: str) -> Part:
         hint = f"the nearest are {', '.join(map(repr, close))}" if close else "print(tk.open(path)) shows its names"
         raise SelectorError(f"{part.title} has nothing below {prefix!r}", hint=hint)
     title = f"{part.title}, {prefix}"
-    below = replace(part, title=title, tensors=tensors, extra=extra, prefix=part.prefix + lead, frozen=Frozen())
+    below = replace(
+        part, title=title, tensors=tensors, extra=extra, prefix=part.prefix + lead, frozen=Frozen(), notes=()
+    )
     _check_values(below)
     return below
 
@@ -249,7 +254,13 @@ def _of_checkpoint(ckpt: Checkpoint) -> Part:
     inside = tuple(f"{name}." for name in extra)
     tensors = {name: lazy for name, lazy in tensors.items() if not (inside and name.startswith(inside))}
     prefix = f"{ckpt.model_key}." if ckpt.model_key else ""
-    return Part(str(ckpt.file), tensors, extra, model.frozen, prefix=prefix, checkpoint=ckpt)
+    others = [key for key in ckpt.candidates if key != ckpt.model_key]
+    notes = (
+        (f"{ckpt.model_key!r} of {ckpt.file} was taken; (source, {others[0]!r}) takes {shorten(others)}",)
+        if others
+        else ()
+    )
+    return Part(str(ckpt.file), tensors, extra, model.frozen, prefix=prefix, checkpoint=ckpt, notes=notes)
 
 
 def _own(value: Any) -> Any:

@@ -8,4 +8,4 @@ RULES = {
     "structural": "rules.structural:Structural",
 }
 
-DEFAULT_RULES = ("exact", "prefixes")
+DEFAULT_RULES = ("exact", "prefixes", "weight-norm")

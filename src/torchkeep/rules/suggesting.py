@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 from ..core.plan import Rule, Specs
 from ..errors import AmbiguousMatchError
@@ -18,12 +19,13 @@ _ALIKE = 4  # prefixes that pair equally many, as those of a student and its tea
 Found = tuple[int, str]
 
 
-def suggestions(target: Specs, source: Specs) -> tuple[str, ...]:
+def suggestions(target: Specs, source: Specs, known: Container[str] = ()) -> tuple[str, ...]:
     """Which rules would pair what is left over, each with how many of the names, the best first; never raises.
 
     Args:
         target: what the model has and nothing was found for.
         source: what the source has and nothing was done with.
+        known: names of rules that were asked already.
 
     >>> from torchkeep.core.tensors import TensorSpec
     >>> import torch
@@ -32,7 +34,8 @@ def suggestions(target: Specs, source: Specs) -> tuple[str, ...]:
     "1 of 1 names match after stripping `encoder.`: rules=['exact', tk.strip('encoder.')]"
     """
     advice: list[Found] = []
-    for look in (_prefixes, _weight_norm, _suffix, _structural):
+    looks = {"": _prefixes, "weight-norm": _weight_norm, "suffix": _suffix, "structural": _structural}
+    for look in (look for rule, look in looks.items() if rule not in known):
         try:
             found = look(target, source)
         except Exception:  # advice is given while another error is raised, which it must not hide
@@ -40,6 +43,24 @@ def suggestions(target: Specs, source: Specs) -> tuple[str, ...]:
         most = max((count for count, _ in advice), default=0)
         advice += [one for one in found if one[0] > most]
     return tuple(text for _, text in sorted(advice, key=lambda one: -one[0]))
+
+
+def by_structure_alone(target: Specs, source: Specs, more_than: int) -> list[str]:
+    """Whether structure would pair more if no other rule was asked before; never raises.
+
+    Args:
+        target: what the model has.
+        source: what the source has.
+        more_than: how many tensors the rules that were asked have paired.
+    """
+    try:
+        pairs = Structural().match(target, source, {})
+    except Exception:
+        return []
+    count = sum(target[to].shape == source[pair.source].shape for to, pair in pairs.items())
+    if count <= more_than:
+        return []
+    return [f"structure alone would pair {count} of {len(target)} tensors: rules=['structural']"]
 
 
 def _prefixes(target: Specs, source: Specs) -> list[Found]:
