@@ -82,7 +82,7 @@ def load_into(
             a state dict, a module, or a run. Or a dict from paths of modules to any of these, or to pairs of one of
             these and a prefix in it: `{"backbone": "a.pth", "heads.depth": ("b.pth", "decoder")}`.
         allow: selectors of names that may stay unloaded, whether missing, unexpected or mismatched.
-        rules: names of rules, or rules, in order of preference; `exact` and `prefixes` if None.
+        rules: names of rules, or rules, in order of preference; `exact`, `prefixes` and `weight-norm` if None.
         match: one more rule, by name or itself, for what the others leave over: `structural`.
         adapt: selectors of names of the model -> what makes their tensors fit, by name or itself:
             `{"fc": tk.adapters.rows(labels={3: 0}), "conv1.weight": "channels"}`. The first that chooses a name counts.
