@@ -452,6 +452,36 @@ def test_the_alignment_is_the_best_of_all_and_so_is_every_pair_in_it() -> None:
                 assert found.through[i, j] == pytest.approx(through) or through < NEVER / 2 > found.through[i, j]
 
 
+# -- names that changed places -------------------------------------------------------------------------------------
+
+
+def branches(*names: str) -> nn.Module:
+    net = nn.Module()
+    net.stem = nn.Linear(3, 8)
+    for name in names:
+        setattr(net, name, nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)))
+    net.head = nn.Linear(8, 2)
+    return net
+
+
+@pytest.mark.parametrize("names", [("left", "right"), ("encoder", "decoder"), ("fc1", "fc2"), ("theta", "phi", "g")])
+def test_equal_layers_that_changed_places_are_not_paired_against_their_names(names: tuple[str, ...]) -> None:
+    theirs = {f"x.{name}": tensor for name, tensor in branches(*names).state_dict().items()}
+    ours = branches(*names[1:], names[0])
+    with pytest.raises(AmbiguousMatchError, match="changed places"):
+        tk.plan_load(ours, theirs, rules=["structural"])
+    left = tk.plan_load(ours, theirs, rules=[tk.structural(ambiguous="leave")])
+    assert {move.target for move in left.moves} == {"stem.weight", "stem.bias", "head.weight", "head.bias"}
+    known = [tk.rename({f"x.{name}": name for name in names}), "structural"]
+    assert all(move.source == f"x.{move.target}" for move in tk.load_into(ours, theirs, rules=known).moves)
+
+
+def test_a_list_that_lost_a_member_did_not_change_places() -> None:
+    theirs = {f"x.{name}": tensor for name, tensor in branches("b1", "b2", "b3").state_dict().items()}
+    ours = branches("b2", "b3", "b4")
+    assert len(tk.plan_load(ours, theirs, rules=["structural"]).moves) == len(theirs)
+
+
 # -- architectures that are changed at random ---------------------------------------------------------------------
 
 
