@@ -476,6 +476,13 @@ def test_equal_layers_that_changed_places_are_not_paired_against_their_names(nam
     assert all(move.source == f"x.{move.target}" for move in tk.load_into(ours, theirs, rules=known).moves)
 
 
+def test_less_than_sure_is_not_shown_as_sure() -> None:
+    theirs = {f"x.{name}": tensor for name, tensor in branches("a", "b").state_dict().items()}
+    report = tk.plan_load(branches("c", "d"), theirs, rules=["structural"])
+    assert 0.99 < min(move.confidence for move in report.moves) < 1
+    assert "confidence 0.99" in str(report) and "confidence 1.00" not in str(report)
+
+
 def test_a_list_that_lost_a_member_did_not_change_places() -> None:
     theirs = {f"x.{name}": tensor for name, tensor in branches("b1", "b2", "b3").state_dict().items()}
     ours = branches("b2", "b3", "b4")
