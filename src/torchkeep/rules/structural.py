@@ -37,6 +37,8 @@ class Structural:
     know which one is gone. That is an AmbiguousMatchError rather than a few names left out, because a report would call
     those missing, which they are not. With `ambiguous="leave"` exactly they stay unpaired, and the rest is.
 
+    Names that say the opposite, such as `left` for `right` and `right` for `left`, are an AmbiguousMatchError as well.
+
     Files of safetensors that its own library wrote have their names sorted, and the order of the layers is lost: what
     shapes alone cannot tell apart is an AmbiguousMatchError too, unless all names differ by numbers only.
 
@@ -314,8 +316,8 @@ def crossings(pairs: Iterable[tuple[Layer, Layer]]) -> list[tuple[Layer, Layer]]
                 turns[parents][to[-depth]].add(origin[-depth])
                 steps.append((pair, parents, to[-depth], origin[-depth]))
     found = {}
-    for pair, parents, name, other in steps:
-        if name in _reached(turns[parents], other):
+    for pair, around, name, other in steps:
+        if name in _reached(turns[around], other):
             found[id(pair[0])] = pair
     return list(found.values())
 
