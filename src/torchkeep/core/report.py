@@ -163,7 +163,7 @@ class LoadReport:
             )
 
     def _advice(self, names: list[str]) -> str:
-        if not self.loaded:
+        if not self.matches:
             return (
                 "no name matches: is it the right file, or does a prefix differ? rules=[tk.strip('...')] takes one off"
             )

@@ -141,7 +141,7 @@ def freeze_as_saved(model: nn.Module, plan: LoadPlan, weights: Weights, wanted: 
     """Freeze the model as it was when it was saved, if that is wanted and can be; returns what to say of it."""
     frozen = weights.frozen
     if not frozen or wanted is False:
-        return ()
+        return ("freeze=True had nothing to do: the source does not say that anything was frozen",) if wanted else ()
     what = f"{len(frozen.still)} parameters and {len(frozen.held)} modules"
     same = all(move.source == move.target for move in plan.moves)
     whole = same and not (plan.missing or plan.unexpected or plan.mismatched or plan.adapters)

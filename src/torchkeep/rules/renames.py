@@ -108,6 +108,6 @@ def _named(names: Mapping[str, str]) -> dict[str, str]:
     if odd:
         raise LoadError(
             f"renames map names to names, and {odd[0]!r} is none",
-            hint='tk.rename({"encoder": "backbone"}); a prefix is taken off by tk.strip("model."), put on by tk.add(...)',
+            hint='tk.rename({"encoder": "backbone"}); tk.strip("model.") takes a prefix off, tk.add(...) puts one on',
         )
     return dict(names)
