@@ -304,22 +304,26 @@ def _is_square(layer: Layer) -> bool:
 def crossings(pairs: Iterable[tuple[Layer, Layer]]) -> list[tuple[Layer, Layer]]:
     """Pairs whose names say otherwise: `left` would get what `right` has, and `right` what `left` has, or more in turn.
 
-    Names are held against each other from their ends. Lists that lost a member count on, but never in a circle.
+    Names are held against each other from their ends, numbers within one module, words within all blocks of a list:
+    where `norm1` is the `norm2` of its block and `norm2` the `norm1` of the next one, all is off by a half. Lists that
+    lost a member count on, but never in a circle.
     """
     turns: dict[object, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     steps: list[tuple[tuple[Layer, Layer], object, str, str]] = []
     for pair in pairs:
         to, origin = (layer.path for layer in pair)
         for depth in range(1, min(len(to), len(origin)) + 1):
-            if to[-depth] != origin[-depth]:
-                parents = (to[:-depth], origin[:-depth])
-                turns[parents][to[-depth]].add(origin[-depth])
-                steps.append((pair, parents, to[-depth], origin[-depth]))
-    found = {}
-    for pair, around, name, other in steps:
-        if name in _reached(turns[around], other):
-            found[id(pair[0])] = pair
-    return list(found.values())
+            name, other = to[-depth], origin[-depth]
+            if name != other:
+                parents: tuple[tuple[str, ...], ...] = (to[:-depth], origin[:-depth])
+                if not (name.isdecimal() or other.isdecimal()):
+                    parents = tuple(tuple("#" if part.isdecimal() else part for part in path) for path in parents)
+                turns[parents][name].add(other)
+                steps.append((pair, parents, name, other))
+    ends = {(around, other) for _, around, _, other in steps}
+    ahead = {(around, other): _reached(turns[around], other) for around, other in ends}
+    crossed = {id(pair[0]): pair for pair, around, name, other in steps if name in ahead[around, other]}
+    return list(crossed.values())
 
 
 def _reached(turns: Mapping[str, Iterable[str]], start: str) -> set[str]:
