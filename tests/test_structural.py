@@ -476,7 +476,7 @@ def test_equal_layers_that_changed_places_are_not_paired_against_their_names(nam
     assert all(move.source == f"x.{move.target}" for move in tk.load_into(ours, theirs, rules=known).moves)
 
 
-def stack(order: str) -> nn.Module:
+def normed(order: str) -> nn.Module:
     net = nn.Module()
     net.embed, net.blocks = nn.Embedding(5, 8), nn.ModuleList()
     sizes = {"attn": (8, 8), "fc1": (8, 16), "fc2": (16, 8)}
@@ -494,13 +494,13 @@ PRE, POST = "norm1 attn norm2 fc1 fc2", "attn norm1 fc1 fc2 norm2"
 
 @pytest.mark.parametrize(("ours", "theirs"), [(PRE, POST), (POST, PRE)])
 def test_norms_before_and_behind_what_they_are_for_are_not_off_by_one(ours: str, theirs: str) -> None:
-    state = {f"x.{name}": tensor for name, tensor in stack(theirs).state_dict().items()}
+    state = {f"x.{name}": tensor for name, tensor in normed(theirs).state_dict().items()}
     with pytest.raises(AmbiguousMatchError, match="changed places"):
-        tk.plan_load(stack(ours), state, rules=["structural"])
-    left = tk.plan_load(stack(ours), state, rules=[tk.structural(ambiguous="leave")]).moves
+        tk.plan_load(normed(ours), state, rules=["structural"])
+    left = tk.plan_load(normed(ours), state, rules=[tk.structural(ambiguous="leave")]).moves
     assert len(left) == 21 and all(move.source == f"x.{move.target}" for move in left)
-    same = {f"x.{name}": tensor for name, tensor in stack(ours).state_dict().items()}
-    assert len(tk.plan_load(stack(ours), same, rules=["structural"]).moves) == len(same)
+    same = {f"x.{name}": tensor for name, tensor in normed(ours).state_dict().items()}
+    assert len(tk.plan_load(normed(ours), same, rules=["structural"]).moves) == len(same)
 
 
 def test_less_than_sure_is_not_shown_as_sure() -> None:
