@@ -375,3 +375,33 @@ def test_a_sum_that_half_precision_cannot_hold_is_refused() -> None:
     with pytest.raises(IncompatibleCheckpointError, match="too large"):
         tk.load_into(new, old, adapt={"weight": "channels"})
     assert state_bits(new) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (torch.tensor([70_000, 1]), torch.float16),
+        (torch.tensor([1e300 + 0j], dtype=torch.complex128), torch.complex64),
+        (torch.tensor([1e6]), torch.float8_e5m2),
+        (torch.tensor([1e6]), torch.float8_e4m3fn),
+        (torch.tensor([1e300], dtype=torch.float64), torch.float32),
+    ],
+)
+def test_no_cast_makes_a_finite_number_infinite(value: torch.Tensor, dtype: torch.dtype) -> None:
+    model = nn.Module()
+    model.register_buffer("x", torch.zeros(len(value)).to(dtype))
+    with pytest.raises(IncompatibleCheckpointError, match="too large"):
+        tk.load_into(model, {"x": value})
+    assert not model.x.to(torch.complex128).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_floats_of_eight_bits_are_cast_either_way(dtype: torch.dtype) -> None:
+    small = torch.tensor([448.0, -0.5, float("nan")]).to(torch.float8_e4m3fn)
+    model = nn.Module()
+    model.register_buffer("x", torch.zeros(3, dtype=dtype))
+    tk.load_into(model, {"x": small})
+    assert model.x[:2].tolist() == [448.0, -0.5] and model.x[2].isnan()
+    model.x = torch.zeros(3).to(torch.float8_e4m3fn)
+    tk.load_into(model, {"x": torch.tensor([448.0, -0.5, 2.0], dtype=dtype)})
+    assert model.x.float().tolist() == [448.0, -0.5, 2.0]

@@ -305,3 +305,14 @@ def test_inspect_shows_where_it_came_from(files: dict[str, Any], tmp_path: Path)
     command = [sys.executable, "-m", "torchkeep", "inspect", str(tmp_path / "tasks.safetensors"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["origins"]["heads.depth.out.weight"]["file"] == str(files["paths"]["b"])
+
+
+def test_modules_of_one_model_trade_their_weights() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    was = copy.deepcopy(net)
+    tk.load_into(net, {"a": net["b"], "b": net["a"]})
+    assert torch.equal(net["a"].weight, was["b"].weight) and torch.equal(net["b"].weight, was["a"].weight)
+    both = nn.Linear(2, 2)
+    turned = both.weight.detach().clone().t()
+    tk.load_into(both, {"weight": both.weight.detach().t(), "bias": both.weight.detach()[1]})
+    assert torch.equal(both.weight, turned) and torch.equal(both.bias, turned[:, 1])

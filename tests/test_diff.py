@@ -266,3 +266,11 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path, monkeypatch: pytes
     assert tk.diff(tmp_path / "a.pth", tmp_path / "b.pth").moved == ("w", "t")
     tk.save(tk.edit.average(tmp_path / "a.pth", tmp_path / "b.pth"), tmp_path / "m.safetensors")
     assert max(made) == 4 << 20 and len(made) > 20
+
+
+def test_what_names_lack_is_said_as_the_rename_that_brings_them_together() -> None:
+    bare = {"fc.weight": torch.ones(2), "fc.bias": torch.ones(1)}
+    under = {f"net.{name}": tensor for name, tensor in bare.items()}
+    assert any("tk.edit.rename(..., {'': 'net'}) of a state dict" in note for note in tk.diff(under, bare).notes)
+    assert any("tk.edit.rename(..., {'net': ''}) of a state dict" in note for note in tk.diff(bare, under).notes)
+    assert tk.diff(bare, {"other": torch.ones(3)}).notes == ("no name is in both",)

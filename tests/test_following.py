@@ -247,3 +247,20 @@ def test_tied_and_half_precision_parameters_follow(tmp_path: Path) -> None:
     other = ADAM(fresh.parameters())
     with pytest.raises(LoadError, match="to which it should belong"):
         tk.load_into(fresh, path, optimizer=other)  # a file that lacks the first of two names counts otherwise
+
+
+def test_sums_over_rows_are_not_taken_for_other_rows(tmp_path: Path) -> None:
+    old, new = torch.nn.Linear(4, 6), torch.nn.Linear(4, 3)
+    kept = torch.optim.Adafactor(old.parameters())
+    old(torch.randn(2, 4)).sum().backward()
+    kept.step()
+    torch.save({"model": old.state_dict(), "optimizer": kept.state_dict()}, tmp_path / "a.pth")
+    other = torch.optim.Adafactor(new.parameters())
+    rows = tk.adapters.rows({0: 0, 1: 1})
+    report = tk.load_into(new, tmp_path / "a.pth", adapt={"*": rows}, optimizer=other)
+    assert "1 parameters start without a state in the optimizer: weight" in report.notes
+    assert new.weight not in other.state and torch.equal(
+        other.state[new.bias]["variance"][:2], kept.state[old.bias]["variance"][:2]
+    )
+    new(torch.randn(2, 4)).sum().backward()
+    other.step()

@@ -354,3 +354,19 @@ def test_what_a_newcomer_gets_wrong_is_named(tmp_path: Path) -> None:
 def _saved(model: nn.Module, folder: Path) -> Path:
     torch.save(model.state_dict(), folder / "saved.pth")
     return folder / "saved.pth"
+
+
+def test_names_that_match_in_another_shape_are_not_said_to_match_nothing() -> None:
+    with pytest.raises(IncompatibleCheckpointError) as caught:
+        tk.load_into(nn.Linear(2, 3), nn.Linear(2, 2))
+    assert "no name matches" not in str(caught.value) and "allow=['weight', 'bias']" in str(caught.value)
+    with pytest.raises(IncompatibleCheckpointError, match="no name matches"):
+        tk.load_into(nn.Linear(2, 2), {"other": torch.ones(7)})
+
+
+def test_freezing_as_a_source_that_does_not_say_how_is_said_to_do_nothing() -> None:
+    model = nn.Linear(2, 2)
+    assert any(
+        "freeze=True had nothing to do" in note for note in tk.load_into(model, nn.Linear(2, 2), freeze=True).notes
+    )
+    assert tk.load_into(model, nn.Linear(2, 2)).notes == tk.load_into(model, nn.Linear(2, 2), freeze=False).notes == ()

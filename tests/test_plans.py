@@ -420,6 +420,29 @@ def test_outputs_that_differ_are_an_error_that_says_where() -> None:
 # -- the command ------------------------------------------------------------------------------------------------
 
 
+def test_a_model_that_writes_into_its_input_is_compared_all_the_same() -> None:
+    torch.manual_seed(0)
+    one, two = (nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)) for _ in range(2))
+    x = torch.full((1, 4), -1.0)
+
+    def doubled(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        args[0].mul_(2).add_(3)
+
+    for model in (one, two):
+        model.register_forward_pre_hook(doubled)
+    assert tk.load_into(two, one, check=x, reference=one).checked == 0.0
+    assert torch.equal(x, torch.full((1, 4), -1.0))
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1.0])
+def test_a_tolerance_that_is_none_is_refused_before_anything_is_touched(tolerance: float) -> None:
+    model = nn.Linear(2, 2)
+    before = state_bits(model)
+    with pytest.raises(ValueError, match="tolerance is"):
+        tk.load_into(model, nn.Linear(2, 2), check=torch.ones(1, 2), reference=torch.zeros(1, 2), tolerance=tolerance)
+    assert state_bits(model) == before
+
+
 def test_the_command_line_plans_requires_and_adapts(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     from torchkeep.cli import app
 

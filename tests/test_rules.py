@@ -264,6 +264,8 @@ def test_renames_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(LoadError, match="cannot be read") as caught:
             tk.rename(where)
         assert "tk.rename(" in caught.value.hint
+    with pytest.raises(LoadError, match=r"tk.strip\("):
+        tk.rename({"model": ""})
     with pytest.raises(LoadError, match="3 is none"):
         tk.rename({"a": 3})
     for parts in (("(", "x"), ("a", "b", "c"), (Path("a"), "b")):

@@ -452,6 +452,70 @@ def test_the_alignment_is_the_best_of_all_and_so_is_every_pair_in_it() -> None:
                 assert found.through[i, j] == pytest.approx(through) or through < NEVER / 2 > found.through[i, j]
 
 
+# -- names that changed places -------------------------------------------------------------------------------------
+
+
+def branches(*names: str) -> nn.Module:
+    net = nn.Module()
+    net.stem = nn.Linear(3, 8)
+    for name in names:
+        setattr(net, name, nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8)))
+    net.head = nn.Linear(8, 2)
+    return net
+
+
+@pytest.mark.parametrize("names", [("left", "right"), ("encoder", "decoder"), ("fc1", "fc2"), ("theta", "phi", "g")])
+def test_equal_layers_that_changed_places_are_not_paired_against_their_names(names: tuple[str, ...]) -> None:
+    theirs = {f"x.{name}": tensor for name, tensor in branches(*names).state_dict().items()}
+    ours = branches(*names[1:], names[0])
+    with pytest.raises(AmbiguousMatchError, match="changed places"):
+        tk.plan_load(ours, theirs, rules=["structural"])
+    left = tk.plan_load(ours, theirs, rules=[tk.structural(ambiguous="leave")])
+    assert {move.target for move in left.moves} == {"stem.weight", "stem.bias", "head.weight", "head.bias"}
+    known = [tk.rename({f"x.{name}": name for name in names}), "structural"]
+    assert all(move.source == f"x.{move.target}" for move in tk.load_into(ours, theirs, rules=known).moves)
+
+
+def normed(order: str) -> nn.Module:
+    net = nn.Module()
+    net.embed, net.blocks = nn.Embedding(5, 8), nn.ModuleList()
+    sizes = {"attn": (8, 8), "fc1": (8, 16), "fc2": (16, 8)}
+    for _ in range(3):
+        block = nn.Module()
+        for name in order.split():
+            setattr(block, name, nn.Linear(*sizes[name]) if name in sizes else nn.LayerNorm(8))
+        net.blocks.append(block)
+    net.head = nn.Linear(8, 3)
+    return net
+
+
+PRE, POST = "norm1 attn norm2 fc1 fc2", "attn norm1 fc1 fc2 norm2"
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(PRE, POST), (POST, PRE)])
+def test_norms_before_and_behind_what_they_are_for_are_not_off_by_one(ours: str, theirs: str) -> None:
+    state = {f"x.{name}": tensor for name, tensor in normed(theirs).state_dict().items()}
+    with pytest.raises(AmbiguousMatchError, match="changed places"):
+        tk.plan_load(normed(ours), state, rules=["structural"])
+    left = tk.plan_load(normed(ours), state, rules=[tk.structural(ambiguous="leave")]).moves
+    assert len(left) == 21 and all(move.source == f"x.{move.target}" for move in left)
+    same = {f"x.{name}": tensor for name, tensor in normed(ours).state_dict().items()}
+    assert len(tk.plan_load(normed(ours), same, rules=["structural"]).moves) == len(same)
+
+
+def test_less_than_sure_is_not_shown_as_sure() -> None:
+    theirs = {f"x.{name}": tensor for name, tensor in branches("a", "b").state_dict().items()}
+    report = tk.plan_load(branches("c", "d"), theirs, rules=["structural"])
+    assert 0.99 < min(move.confidence for move in report.moves) < 1
+    assert "confidence 0.99" in str(report) and "confidence 1.00" not in str(report)
+
+
+def test_a_list_that_lost_a_member_did_not_change_places() -> None:
+    theirs = {f"x.{name}": tensor for name, tensor in branches("b1", "b2", "b3").state_dict().items()}
+    ours = branches("b2", "b3", "b4")
+    assert len(tk.plan_load(ours, theirs, rules=["structural"]).moves) == len(theirs)
+
+
 # -- architectures that are changed at random ---------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core.live import AnyTensor, live_tensors, named_modules, set_extra_state
+from .core.live import AnyTensor, identity, live_tensors, named_modules, set_extra_state
 from .core.plan import LoadPlan, Move
 from .core.table import human_bytes, shorten
 from .core.tensors import LazyTensor
@@ -54,12 +54,31 @@ def apply_plan(
         PartialLoadError: copying failed half way; `.applied` names what was copied.
     """
     places = _places(plan, tensors)
+    tensors = _apart(model, plan, tensors)
     if device is not None:
         model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
     views = _views(model, plan, tensors, places, device) if assign else {}
     _place(model, plan, device, views, fresh or {})
     _copy(model, plan, tensors, extra, places, set(views))
     return _about_views(plan, places, views) if assign else ()
+
+
+def _apart(model: nn.Module, plan: LoadPlan, tensors: Tensors) -> Tensors:
+    """The tensors of the source, copied where they lie in memory of the model that is written before they are read."""
+    live = live_tensors(model)
+    owners: dict[int, set[tuple[object, ...]]] = defaultdict(set)
+    for move in plan.moves:
+        target = live.get(move.target)
+        if target is not None and _is_plain(target) and not target.is_meta:
+            owners[target.untyped_storage().data_ptr()].add(identity(target))
+    copied = {}
+    for move in plan.moves:
+        value = tensors.get(move.source)
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta:
+            written = owners.get(value.untyped_storage().data_ptr())
+            if value.numel() and written and not written == {identity(value)} == {identity(live[move.target])}:
+                copied[move.source] = value.detach().clone()
+    return {**tensors, **copied} if copied else tensors
 
 
 def _is_plain(tensor: AnyTensor) -> bool:

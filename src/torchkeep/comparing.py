@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,6 +189,7 @@ def _notes(one: _Side, other: _Side) -> Iterator[str]:
             yield f"{shorten(alone, 4)} are tied to other tensors in {side.title} alone"
     if not common:
         specs = [{name: spec_of(tensor) for name, tensor in side.tensors.items()} for side in (one, other)]
-        rule = suggest(*specs)
-        hint: Callable[[Any], str] = "no name is in both; with {} more would be: tk.edit.rename".format
-        yield hint(rule) if rule else "no name is in both"
+        verb, _, prefix = suggest(*specs).partition("(")
+        names = repr({"": prefix[1:-3]} if verb == "add" else {prefix[1:-3]: ""})
+        more = f"; tk.edit.rename(..., {names}) of {other.title} would bring some together" if verb else ""
+        yield f"no name is in both{more}"

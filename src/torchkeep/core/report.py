@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -162,7 +163,7 @@ class LoadReport:
             )
 
     def _advice(self, names: list[str]) -> str:
-        if not self.loaded:
+        if not self.matches:
             return (
                 "no name matches: is it the right file, or does a prefix differ? rules=[tk.strip('...')] takes one off"
             )
@@ -213,7 +214,7 @@ class LoadReport:
             moves = [move_of[name] for name in members if name in move_of]
             why = sorted({move.rule for move in moves}) or ["tied"]
             sure = min((move.confidence for move in moves), default=1.0)
-            why += [f"confidence {sure:.2f}"] if sure < 1 else []
+            why += [f"confidence {math.floor(sure * 100) / 100:.2f}"] if sure < 1 else []
             why += sorted({f"cast from {move.cast_from}" for move in moves if move.cast_from})
             why += [how] if how else []
             yield text, verb, str(len(members)), self._sizes(members), ", ".join(why)

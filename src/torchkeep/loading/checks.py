@@ -63,20 +63,40 @@ def check_casts(report: LoadReport, weights: Weights) -> None:
     """A cast may round, but a finite value must not become infinite in the model."""
     for move in report.moves:
         to, adapter = move.spec.dtype, report.plan.adapters.get(move.target)
-        if not (move.cast_from or adapter) or not to.is_floating_point:
+        if not (move.cast_from or adapter) or not (to.is_floating_point or to.is_complex):
             continue
         value = value_of(weights.tensors[move.source])
-        narrow = value.is_floating_point() and torch.finfo(to).max < torch.finfo(torch.float32).max
-        if narrow or (value.is_floating_point() and torch.finfo(to).max < torch.finfo(value.dtype).max):
-            lost = value.isfinite() & ~value.to(to).isfinite()
-            if adapter is not None and bool(value.isfinite().all()):  # a sum may be larger than what it is made of
-                lost = ~adapter.apply(value, torch.zeros(move.spec.shape, dtype=to)).to(to).isfinite()
+        most = torch.finfo(to).max
+        if _largest(value.dtype) > most or (value.is_floating_point() and most < torch.finfo(torch.float32).max):
+            finite = _is_finite(value)
+            lost = finite & ~_fits(value, to)
+            if adapter is not None and bool(finite.all()):  # a sum may be larger than what it is made of
+                lost = ~_fits(adapter.apply(value, torch.zeros(move.spec.shape, dtype=to)), to)
             if bool(lost.any()):
                 raise IncompatibleCheckpointError(
                     f"{int(lost.sum())} values of {move.source} are too large for {to}",
                     report=report,
                     hint="load into a model of the source's dtype and convert it knowingly",
                 )
+
+
+def _largest(dtype: torch.dtype) -> float:
+    if dtype is torch.bool:
+        return 1
+    return torch.finfo(dtype).max if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype).max
+
+
+def _fits(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Where a finite value stays finite; some floats of 8 bits have nothing above their largest, and stop there."""
+    if dtype.itemsize > 1:
+        return values.to(dtype).isfinite()
+    return values.double().abs() <= torch.finfo(dtype).max
+
+
+def _is_finite(values: torch.Tensor) -> torch.Tensor:
+    """Where they are; of floats of 8 bits torch itself does not tell."""
+    small = values.is_floating_point() and values.dtype.itemsize == 1
+    return (values.float() if small else values).isfinite()
 
 
 def fresh_values(
@@ -121,7 +141,7 @@ def freeze_as_saved(model: nn.Module, plan: LoadPlan, weights: Weights, wanted: 
     """Freeze the model as it was when it was saved, if that is wanted and can be; returns what to say of it."""
     frozen = weights.frozen
     if not frozen or wanted is False:
-        return ()
+        return ("freeze=True had nothing to do: the source does not say that anything was frozen",) if wanted else ()
     what = f"{len(frozen.still)} parameters and {len(frozen.held)} modules"
     same = all(move.source == move.target for move in plan.moves)
     whole = same and not (plan.missing or plan.unexpected or plan.mismatched or plan.adapters)

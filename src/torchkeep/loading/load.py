@@ -124,6 +124,8 @@ def load_into(
         )
     if (check is None) != (reference is None):
         raise ValueError("check= is an input and reference= what its outputs are compared with: give both")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; it is an absolute difference, 0 or above")
     weights = weights_of(source, model)
     decided, allowed = _decided(model, weights, rules, match, adapt, plan)
     allow = both(allow, allowed)

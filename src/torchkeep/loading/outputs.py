@@ -23,12 +23,22 @@ def run(model: nn.Module, example: Any) -> Any:
         example: its input; a tuple is its positional, a dict its named arguments.
     """
     arguments, named = (), {}
+    example = _copied(example)
     if isinstance(example, Mapping):
         named = dict(example)
     else:
         arguments = tuple(example) if isinstance(example, tuple) else (example,)
     with _quietly(model), torch.no_grad():
         return model(*arguments, **named)
+
+
+def _copied(example: Any) -> Any:
+    """The same with tensors of its own: a model may write into its input."""
+    if isinstance(example, torch.Tensor):
+        return example.detach().clone()
+    if type(example) in {list, tuple}:
+        return type(example)(map(_copied, example))
+    return {key: _copied(value) for key, value in example.items()} if type(example) is dict else example
 
 
 @contextlib.contextmanager

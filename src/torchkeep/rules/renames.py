@@ -107,6 +107,7 @@ def _named(names: Mapping[str, str]) -> dict[str, str]:
     odd = [part for pair in names.items() for part in pair if not isinstance(part, str) or not part]
     if odd:
         raise LoadError(
-            f"renames map names to names, and {odd[0]!r} is none", hint='tk.rename({"encoder": "backbone"})'
+            f"renames map names to names, and {odd[0]!r} is none",
+            hint='tk.rename({"encoder": "backbone"}); tk.strip("model.") takes a prefix off, tk.add(...) puts one on',
         )
     return dict(names)

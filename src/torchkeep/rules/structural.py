@@ -37,6 +37,8 @@ class Structural:
     know which one is gone. That is an AmbiguousMatchError rather than a few names left out, because a report would call
     those missing, which they are not. With `ambiguous="leave"` exactly they stay unpaired, and the rest is.
 
+    Names that say the opposite, such as `left` for `right` and `right` for `left`, are an AmbiguousMatchError as well.
+
     Files of safetensors that its own library wrote have their names sorted, and the order of the layers is lost: what
     shapes alone cannot tell apart is an AmbiguousMatchError too, unless all names differ by numbers only.
 
@@ -82,9 +84,14 @@ class Structural:
         clashes = field.clashes(self.threshold)
         if clashes and self.ambiguous == "refuse":
             raise _ambiguous(to, origin, clashes)
+        pairs = field.pairs(self.threshold)
+        crossed = crossings((to[i], origin[j]) for i, j, _ in pairs)
+        if crossed and self.ambiguous == "refuse":
+            raise _crossed(crossed)
         found = {
             name: Pair(other, confidence)
-            for i, j, confidence in field.pairs(self.threshold)
+            for i, j, confidence in pairs
+            if (to[i], origin[j]) not in crossed
             for name, other in tensors_of(to[i], origin[j]).items()
         }
         return {name: found[name] for name in target if name in found}
@@ -292,6 +299,52 @@ def _weight_rank(layer: Layer) -> int:
 def _is_square(layer: Layer) -> bool:
     shape = _weight_shape(layer)
     return len(shape) == 2 and shape[0] == shape[1]
+
+
+def crossings(pairs: Iterable[tuple[Layer, Layer]]) -> list[tuple[Layer, Layer]]:
+    """Pairs whose names say otherwise: `left` would get what `right` has, and `right` what `left` has, or more in turn.
+
+    Names are held against each other from their ends, numbers within one module, words within all blocks of a list:
+    where `norm1` is the `norm2` of its block and `norm2` the `norm1` of the next one, all is off by a half. Lists that
+    lost a member count on, but never in a circle.
+    """
+    turns: dict[object, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    steps: list[tuple[tuple[Layer, Layer], object, str, str]] = []
+    for pair in pairs:
+        to, origin = (layer.path for layer in pair)
+        for depth in range(1, min(len(to), len(origin)) + 1):
+            name, other = to[-depth], origin[-depth]
+            if name != other:
+                parents: tuple[tuple[str, ...], ...] = (to[:-depth], origin[:-depth])
+                if not (name.isdecimal() or other.isdecimal()):
+                    parents = tuple(tuple("#" if part.isdecimal() else part for part in path) for path in parents)
+                turns[parents][name].add(other)
+                steps.append((pair, parents, name, other))
+    ends = {(around, other) for _, around, _, other in steps}
+    ahead = {(around, other): _reached(turns[around], other) for around, other in ends}
+    crossed = {id(pair[0]): pair for pair, around, name, other in steps if name in ahead[around, other]}
+    return list(crossed.values())
+
+
+def _reached(turns: Mapping[str, Iterable[str]], start: str) -> set[str]:
+    """What one comes to from a name, itself included."""
+    seen, ahead = {start}, [start]
+    while ahead:
+        fresh = {name for name in turns.get(ahead.pop(), ()) if name not in seen}
+        seen |= fresh
+        ahead += fresh
+    return seen
+
+
+def _crossed(pairs: Sequence[tuple[Layer, Layer]]) -> AmbiguousMatchError:
+    to, origin = map(_name, pairs[0])
+    more = f", and so it is with {len(pairs) - 1} more layers" if len(pairs) > 1 else ""
+    return AmbiguousMatchError(
+        f"by its place {to} of the model is {origin} of the source, and the names say that these changed places{more}",
+        candidates=tuple(f"{_name(a)} <- {_name(b)}" for a, b in pairs),
+        hint=f"name what you know: rules=[tk.rename({{{origin!r}: ...}}), 'structural'], or leave these out: "
+        "rules=[tk.structural(ambiguous='leave')]",
+    )
 
 
 def _log_odds(confidence: float) -> float:
