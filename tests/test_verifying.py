@@ -37,7 +37,7 @@ def flips(folder: Path, count: int, seed: int) -> None:
     files = parts(folder)
     sizes = np.array([path.stat().st_size for path in files])
     generator = np.random.default_rng(seed)
-    good = {sequence: _restored(folder, sequence) for sequence in (1, 2, 3)}
+    good = {one.sequence: _restored(folder, one.sequence) for one in tk.Run(folder).snapshots}
     for number in range(count):
         # Half of the flips by size, half evenly over the files, so that small manifests are hit too.
         weights = sizes / sizes.sum() if number % 2 else np.full(len(files), 1 / len(files))

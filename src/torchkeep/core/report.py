@@ -228,7 +228,7 @@ class LoadReport:
 
     def _by_module(self) -> str:
         shares = self.coverage_by_module
-        if len(shares) < 2:
+        if len(shares) < 2 or not any("." in name for name in self.plan.target):  # the rows say as much
             return ""
         partly = [f"{top} {_percent(share)}" for top, share in shares.items() if share < 1]
         whole = [top for top, share in shares.items() if share == 1]
