@@ -24,7 +24,7 @@ class Table:
 
     def __str__(self) -> str:
         lines = [self.title]
-        width = max((len(key) for key, _ in self.facts), default=0)
+        width = max((len(key) for key, value in self.facts if value), default=0)
         lines += [f"  {key:<{width}}  {value}" for key, value in self.facts if value]
         if self.rows:
             widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
