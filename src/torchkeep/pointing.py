@@ -9,6 +9,7 @@ from typing import Any
 from .core.checkpoint import Checkpoint
 from .core.snapshot import Snapshot
 from .core.table import shorten
+from .engines.ranges import is_url
 from .errors import LoadError
 from .opening import open_checkpoint
 from .running import Run, is_run
@@ -36,13 +37,22 @@ def checkpoint_of(given: Any) -> Checkpoint:
             f"weights cannot be taken from a {type(given).__name__}",
             hint="pass a path, a Checkpoint, a run or a snapshot",
         )
-    if is_run(given):
+    if _holds_run(given):
         return Run(given).open()
     folder, _, which = os.fspath(given).rpartition("@")
-    if folder and which and is_run(folder) and not Path(given).exists():
+    if folder and which and _holds_run(folder) and not Path(given).exists():
         run = Run(folder)
         return run.open(_sequence(run, which))
     return open_checkpoint(given)
+
+
+def _holds_run(path: str | os.PathLike[str]) -> bool:
+    if isinstance(path, str) and is_url(path):
+        return False
+    try:
+        return is_run(path)
+    except (OSError, ValueError):  # no name of a file at all
+        return False
 
 
 def _sequence(run: Run, which: str) -> int:

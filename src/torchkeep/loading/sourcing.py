@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,12 +17,12 @@ from ..core.checkpoint import Checkpoint
 from ..core.freezespec import Frozen
 from ..core.live import AnyTensor, is_extra_state, named_modules, spec_of, state_of, unwrapped
 from ..core.names import is_under, nearest, with_parents
+from ..core.snapshot import Snapshot
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, TensorSpec
-from ..engines.ranges import is_url
 from ..errors import LoadError, SelectorError
-from ..opening import open_checkpoint
-from ..running import Run, is_run
+from ..pointing import checkpoint_of
+from ..running import Run
 
 # Stands in a plan for what is no tensor: the extra state of a module, which has a name and no elements.
 EXTRA = TensorSpec(torch.uint8, (0,))
@@ -138,7 +137,7 @@ def _is_combination(source: Any, paths: Iterable[str]) -> bool:
         return False
     if all(isinstance(value, Mapping) and not isinstance(value, Checkpoint) for value in source.values()):
         return set(source) <= set(paths)
-    kinds = (str, os.PathLike, Mapping, nn.Module, Run, tuple)
+    kinds = (str, os.PathLike, Mapping, nn.Module, Run, Snapshot, tuple)
     return all(isinstance(value, kinds) for value in source.values())
 
 
@@ -174,17 +173,9 @@ def _opened_once(given: Any, opened: dict[str, Checkpoint]) -> Any:
     if isinstance(inner, (str, os.PathLike)):
         key = str(os.fspath(inner))
         if key not in opened:
-            opened[key] = opened_source(inner)
+            opened[key] = checkpoint_of(inner)
         inner = opened[key]
     return (inner, given[1]) if pair else inner
-
-
-def opened_source(path: str | os.PathLike[str]) -> Checkpoint:
-    """A file, or the newest intact snapshot of a run."""
-    with contextlib.suppress(OSError, ValueError):  # no name of a file at all
-        if not (isinstance(path, str) and is_url(path)) and is_run(path):
-            return Run(path).open()
-    return open_checkpoint(path)
 
 
 def _part_of(source: Any) -> Part:
@@ -194,10 +185,8 @@ def _part_of(source: Any) -> Part:
                 f"{source!r} is no pair of a source and the prefix in it", hint="write ('b.pth', 'decoder')"
             )
         return _below(_part_of(source[0]), source[1].rstrip("."))
-    if isinstance(source, (str, os.PathLike)):
-        source = opened_source(source)
-    if isinstance(source, Run):
-        source = source.open()
+    if isinstance(source, (str, os.PathLike, Run, Snapshot)):
+        source = checkpoint_of(source)
     if isinstance(source, Checkpoint):
         part = _of_checkpoint(source)
     elif isinstance(source, nn.Module):
