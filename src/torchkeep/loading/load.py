@@ -79,8 +79,9 @@ def load_into(
     Args:
         model: any module; wrappers such as DataParallel are looked through.
         source: a path, a Checkpoint (of a training checkpoint, its `.model` is taken), a state dict, a module, or a run
-            or snapshot: `runs/flowers` is the newest, `runs/flowers@best` the best. Or a dict from paths of modules to any of these, or to pairs of one of
-            these and a prefix in it: `{"backbone": "a.pth", "heads.depth": ("b.pth", "decoder")}`.
+            or snapshot: `runs/flowers` is the newest, `runs/flowers@best` the best. Or a dict from paths of modules to
+            any of these, or to pairs of one of these and a prefix in it:
+            `{"backbone": "a.pth", "heads.depth": ("b.pth", "decoder")}`.
         allow: selectors of names that may stay unloaded, whether missing, unexpected or mismatched.
         rules: names of rules, or rules, in order of preference; `exact`, `prefixes` and `weight-norm` if None.
         match: one more rule, by name or itself, for what the others leave over: `structural`.
