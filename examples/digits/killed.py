@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import train
@@ -29,11 +29,19 @@ class DyingStore:
     def put(self, key: str, pieces: Iterable[Any], *, nbytes: int = 0, replace: bool = False) -> bool:
         """Store, or die."""
         if key.startswith("packs/"):
-            self._saves_left -= 1
-            if not self._saves_left:
-                pieces = _half(list(pieces), nbytes)
+            pieces = self._counted(pieces, nbytes)
         stored: bool = self._store.put(key, pieces, nbytes=nbytes, replace=replace)
         return stored
+
+    def put_named(self, prefix: str, name: Callable[[], str], pieces: Iterable[Any], *, nbytes: int, head: Any) -> bool:
+        """Store what gets its name at the end, or die."""
+        pieces = self._counted(pieces, nbytes)
+        stored: bool = self._store.put_named(prefix, name, pieces, nbytes=nbytes, head=head)
+        return stored
+
+    def _counted(self, pieces: Iterable[Any], nbytes: int) -> Iterable[Any]:
+        self._saves_left -= 1
+        return pieces if self._saves_left else _half(list(pieces), nbytes)
 
 
 def _half(pieces: list[Any], nbytes: int) -> Iterator[Any]:
