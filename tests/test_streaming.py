@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,3 +316,24 @@ def test_the_manifest_names_both_packs_in_order(tmp_path: Path) -> None:
     assert len(held) == 3
     for entry in body.entries:
         assert (entry.key or entry.name) in held[body.packs[entry.pack]]
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_the_store_of_the_demo_dies_in_the_middle_of_whatever_pack(tmp_path: Path, which: int) -> None:
+    """The first pack is streamed, the second, which is small, is not."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1] / "examples" / "digits")!r})
+import torch, torchkeep as tk
+from killed import DyingStore
+run = {str(tmp_path / "run")!r}
+with tk.Run(run, store=DyingStore(tk.local_store(run), {which})) as run:
+    model = torch.nn.Sequential(torch.nn.Linear({SIDE}, {SIDE}), torch.nn.Linear(2, 2))
+    run.save(0, model=model)
+    torch.nn.init.ones_(model[1].weight)
+    run.save(1)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(tk.Run(tmp_path / "run").snapshots) == which - 1
+    assert len(list((tmp_path / "run" / "packs").glob(".tmp-*"))) == 1
