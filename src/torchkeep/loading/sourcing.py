@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import tagged
 from ..core import tree as trees
 from ..core.checkpoint import Checkpoint
 from ..core.freezespec import Frozen
@@ -20,6 +19,7 @@ from ..core.names import is_under, nearest, with_parents
 from ..core.snapshot import Snapshot
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, TensorSpec
+from ..edit.flat import extra_state_of
 from ..errors import LoadError, SelectorError
 from ..pointing import checkpoint_of
 from ..running import Run
@@ -236,10 +236,7 @@ def _of_checkpoint(ckpt: Checkpoint) -> Part:
     """The model's weights, and its extra state: beside them in a state dict, or in the facts of a saved model."""
     model = ckpt.model
     tensors: dict[str, AnyTensor] = {name: lazy for name, lazy in model.items() if not is_extra_state(name)}
-    beside: Any = model.tree if isinstance(model.tree, Mapping) else {}
-    if ckpt.facts is not None and ckpt.facts.kind == "module" and isinstance(ckpt.facts.tree, Mapping):
-        beside = tagged.decode(ckpt.facts.tree, lambda name: ckpt[name])
-    extra = {name: _own(value) for name, value in beside.items() if isinstance(name, str) and is_extra_state(name)}
+    extra = {name: _own(value) for name, value in extra_state_of(model).items()}
     inside = tuple(f"{name}." for name in extra)
     tensors = {name: lazy for name, lazy in tensors.items() if not (inside and name.startswith(inside))}
     prefix = f"{ckpt.model_key}." if ckpt.model_key else ""
