@@ -44,7 +44,8 @@ def plan_load(
     Args and errors are those of `load_into`; whatever does not fit is only reported.
     """
     weights = weights_of(source, model)
-    decided, allowed = _decided(model, weights, rules, match, adapt, plan)
+    chosen = _chosen(rules, match, plan)
+    decided, allowed = _decided(model, weights, chosen, adapt, plan)
     return LoadReport(weights.title, decided, notes=(*weights.notes, *idle(decided, adapt)), allowed=tuple(allowed))
 
 
@@ -128,11 +129,12 @@ def load_into(
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance}; it is an absolute difference, 0 or above")
     weights = weights_of(source, model)
-    decided, allowed = _decided(model, weights, rules, match, adapt, plan)
+    chosen = _chosen(rules, match, plan)
+    decided, allowed = _decided(model, weights, chosen, adapt, plan)
     allow = both(allow, allowed)
     said = (*weights.notes, *unused(decided, weights, allow), *idle(decided, adapt))
     report = LoadReport(weights.title, decided, notes=said, allowed=texts_of(allow))
-    _check(report, weights, allow, require, rules_of(rules, match) if plan is None else [])
+    _check(report, weights, allow, require, chosen)
     if freeze and weights.frozen and any(move.source != move.target for move in decided.moves):
         raise LoadError(
             "freeze=True goes by names, and these were loaded under others",
@@ -158,14 +160,21 @@ def load_into(
     return replace(report, applied=True, notes=notes, checked=checked)
 
 
+def _chosen(rules: Rules, match: str | Rule | None, plan: PlanFile) -> list[Rule]:
+    """The rules that are asked; none where a file has the plan."""
+    if plan is None:
+        return rules_of(rules, match)
+    if rules is not None or match is not None:
+        raise ValueError("plan= says which name goes to which: leave rules= and match= out")
+    return []
+
+
 def _decided(
-    model: nn.Module, weights: Weights, rules: Rules, match: str | Rule | None, adapt: Adapt, plan: PlanFile
+    model: nn.Module, weights: Weights, rules: list[Rule], adapt: Adapt, plan: PlanFile
 ) -> tuple[LoadPlan, list[str]]:
     """The plan, and what the file that it is read from allows."""
     if plan is None:
-        return planned(model, weights, rules_of(rules, match), adapt), []
-    if rules is not None or match is not None:
-        raise ValueError("plan= says which name goes to which: leave rules= and match= out")
+        return planned(model, weights, rules, adapt), []
     own: dict[str, Adapter] = {}
     if isinstance(adapt, Mapping):
         adapters = [make_part(ADAPTERS, adapter, "adapter") for adapter in adapt.values()]
