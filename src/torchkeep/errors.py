@@ -21,6 +21,7 @@
     |  `- KeyNotFoundError               the store has no such key (also a FileNotFoundError)
     |- SelectorError                     a selector selects nothing or cannot be read (also a ValueError)
     |- SurgeryError                      the layer cannot be changed in this way (also a ValueError)
+    |- RebuildError                      a model cannot be made from its file; `.classes` names those that lack
     |- EditError                         checkpoints cannot be edited or put together in this way (also a ValueError)
     |- FrozenChangedError                what was frozen is not what it was (also an AssertionError); `.changed`
     `- MissingDependencyError            an optional package is not installed (also an ImportError)
@@ -272,6 +273,20 @@ class SurgeryError(TorchkeepError, ValueError):
     """The model cannot be changed in the way that was asked for. It is untouched."""
 
     exit_code = 51
+
+
+class RebuildError(TorchkeepError):
+    """A model cannot be made again from what its file says.
+
+    Attributes:
+        classes: the classes or functions that are in the way, as the file names them.
+    """
+
+    exit_code = 53
+
+    def __init__(self, message: str, *, classes: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.classes = classes
 
 
 class EditError(TorchkeepError, ValueError):
