@@ -49,6 +49,9 @@ from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
 from .proving import prove_resume as prove_resume
+from .rebuilding import Skeleton as Skeleton
+from .rebuilding import load_model as load_model
+from .rebuilding import plan_model as plan_model
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
 from .rules.renames import Rename as rename
@@ -80,6 +83,7 @@ __all__ = [
     "SaveHandle",
     "SaveReport",
     "Selector",
+    "Skeleton",
     "Source",
     "TensorSpec",
     "__version__",
@@ -105,12 +109,14 @@ __all__ = [
     "keep_tagged",
     "load",
     "load_into",
+    "load_model",
     "local_store",
     "memory_store",
     "open",
     "origins",
     "param_groups",
     "plan_load",
+    "plan_model",
     "prove_resume",
     "read_spec",
     "rename",

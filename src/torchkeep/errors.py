@@ -204,6 +204,10 @@ class ResumeWarning(UserWarning):
     """Something of a resumed run is not as it was: a snapshot was skipped, or a part was not restored."""
 
 
+class RebuildWarning(UserWarning):
+    """A model was made from its file, and something of it is not as it was: a skeleton, a hook, code that changed."""
+
+
 class FrozenChangedWarning(UserWarning):
     """What is frozen has changed, and `trust_frozen` had relied on it."""
 

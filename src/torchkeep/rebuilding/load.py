@@ -1,0 +1,142 @@
+"""The story of rebuilding: open, read the blueprint, make the modules, fill in the values, and say what was done."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.blueprint import Blueprint
+from ..core.checkpoint import Checkpoint
+from ..core.model_plan import ClassPlan, ModelPlan
+from ..core.table import shorten
+from ..core.tensors import LazyTensor, contiguous_stride
+from ..errors import RebuildWarning
+from ..loading import load_into
+from ..pointing import checkpoint_of
+from .classes import Classes
+from .making import Maker
+from .reading import blueprint_of, named_in
+
+Source = str | os.PathLike[str] | Checkpoint
+
+
+def load_model(
+    source: Source,
+    *,
+    classes: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
+    device: torch.device | str | None = None,
+    trust_graph: bool = False,
+) -> nn.Module:
+    """Make the whole model that a file holds: from what `tk.save(model, path)` wrote, or from a pickle of any torch.
+
+    >>> model = tk.load_model("flowers.safetensors", classes={"train.Net": Net})    # doctest: +SKIP
+
+    Layers of torch.nn need nothing. A class is looked up only where the caller names it or trusts its package; modules
+    of any other become skeletons, with the right children, parameters, flags and state, whose forward says which class
+    is missing. Nothing else that the file names is imported or called; hooks are left out and reported.
+
+    Args:
+        source: a file, or an opened Checkpoint; of a training checkpoint, the model in it.
+        classes: name in the file, e.g. `old.package.Net` -> the class that it is now.
+        trust: packages and modules whose classes and functions may be imported by their names: `["mypackage."]`.
+        device: where to put it; the CPU if None.
+        trust_graph: where the class of the model is not here, run the program that was saved beside it.
+
+    Returns:
+        The model, with the modes, flags and tied tensors of the file.
+
+    Raises:
+        OpenError: the file cannot be read.
+        RebuildError: it holds no model, or a class does not take what the file has for it.
+        IncompatibleCheckpointError: the classes make a model that the weights do not fit.
+    """
+    ckpt = checkpoint_of(source).model
+    known = Classes(classes, trust)
+    blueprint = blueprint_of(ckpt)
+    known.check_given(named_in(blueprint), blueprint.file)
+    places = _Places(ckpt, device)
+    maker = Maker(blueprint, known, places.tensor)
+    model = maker.model()
+    load_into(model, ckpt)
+    _warn(blueprint, maker)
+    return model
+
+
+def plan_model(source: Source, *, classes: Mapping[str, Any] | None = None, trust: Sequence[str] = ()) -> ModelPlan:
+    """What `load_model` would make of each class, without making anything: `print(tk.plan_model("old.pth"))`.
+
+    Args and errors are those of `load_model`.
+    """
+    blueprint = blueprint_of(checkpoint_of(source).model)
+    known = Classes(classes, trust)
+    known.check_given(named_in(blueprint), blueprint.file)
+    counts = Counter(part.class_name for part in blueprint.parts)
+    sources = {part.class_name: part.source for part in blueprint.parts}
+    rows = [ClassPlan(name, count, known.how(name), sources[name]) for name, count in counts.items()]
+    return ModelPlan(blueprint.file, tuple(rows), _left_out(blueprint))
+
+
+class _Places:
+    """Live tensors for the lazy ones of a file, one for each: without values where a state dict will bring them."""
+
+    def __init__(self, ckpt: Checkpoint, device: torch.device | str | None) -> None:
+        self._device = torch.device("cpu" if device is None else device)
+        self._state = {tensor.identity for tensor in ckpt.values()}
+        self._made: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def tensor(self, lazy: LazyTensor, name: str) -> torch.Tensor:
+        """The live tensor; `name` is empty where it is no parameter or buffer."""
+        key = (*lazy.identity, lazy.kind)
+        if key not in self._made:
+            self._made[key] = self._make(lazy)
+        return self._made[key]
+
+    def _make(self, lazy: LazyTensor) -> torch.Tensor:
+        device = torch.device("meta") if lazy.device == "meta" else self._device
+        if lazy.identity in self._state and not lazy.parts:
+            made = torch.empty_strided(lazy.spec.shape, _dense(lazy), dtype=lazy.spec.dtype, device=device)
+        else:
+            made = lazy.load(device)
+        if lazy.kind == "parameter":
+            return nn.Parameter(made, requires_grad=lazy.requires_grad)
+        return made.requires_grad_() if lazy.requires_grad else made
+
+
+def _dense(lazy: LazyTensor) -> tuple[int, ...]:
+    """Its strides, where they are those of some order of its dimensions without gaps; else row by row."""
+    expected = 1
+    for size, stride in sorted(zip(lazy.spec.shape, lazy.stride, strict=True), key=lambda pair: (pair[1], pair[0])):
+        if size != 1 and stride != expected:
+            return contiguous_stride(lazy.spec.shape)
+        expected *= size
+    return tuple(lazy.stride)
+
+
+def _left_out(blueprint: Blueprint) -> tuple[str, ...]:
+    """What of the model is not made again, whatever classes there are."""
+    hooks = [f"{part.path or 'the model'}: {kind}" for part in blueprint.parts for kind in part.hooks]
+    notes = [f"{len(hooks)} modules had hooks, which are not run: {shorten(hooks)}"] if hooks else []
+    return (*notes, *blueprint.lost)
+
+
+def _warn(blueprint: Blueprint, maker: Maker) -> None:
+    """Say what is not as it was."""
+    notes = list(_left_out(blueprint))
+    if maker.unknown:
+        names = sorted(set(maker.unknown.values()))
+        notes.append(
+            f"{len(maker.unknown)} modules are skeletons, which cannot compute, for want of {shorten(names)}: pass "
+            f"classes={{{names[0]!r}: YourClass}}, or trust=[...] the package that has it"
+        )
+    if maker.inert:
+        what = [f"{place} ({name})" for place, name in maker.inert.items()]
+        notes.append(f"{len(what)} attributes are left as inert records: {shorten(what)}")
+    for note in notes:
+        warnings.warn(f"{blueprint.file}: {note}", RebuildWarning, stacklevel=3)

@@ -1,0 +1,85 @@
+"""From an opened checkpoint to the blueprint of the model in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core import tree as trees
+from ..core.blueprint import Blueprint, Construction, Part
+from ..core.checkpoint import Checkpoint
+from ..core.tensors import LazyTensor
+from ..core.tree import Global, Record
+from ..errors import RebuildError
+
+_HELD = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+
+
+def blueprint_of(ckpt: Checkpoint) -> Blueprint:
+    """The blueprint of the model in a checkpoint: a pickled module, or a model that torchkeep saved.
+
+    Raises:
+        RebuildError: the file holds weights and says nothing of a model.
+    """
+    root = ckpt.tree.get(ckpt.model_key) if ckpt.model_key and isinstance(ckpt.tree, dict) else ckpt.tree
+    if isinstance(root, Record) and root.is_module:
+        return _of_pickle(ckpt, root)
+    raise RebuildError(
+        f"{ckpt.file} holds tensors, and no word of the model that they are from",
+        hint="make the model, and put them into it: tk.load_into(model, path)",
+    )
+
+
+def _of_pickle(ckpt: Checkpoint, root: Record) -> Blueprint:
+    """Every pickled module that can be reached, once; those that only attributes lead to as well."""
+    found = trees.modules(root)
+    places = {id(record): place for place, (_, record) in enumerate(found)}
+    parts = tuple(_part(path, record, places, ckpt.metadata) for path, record in found)
+    return Blueprint(ckpt.file, parts, places)
+
+
+def _part(path: str, record: Record, places: Mapping[int, int], sources: Mapping[str, str]) -> Part:
+    state: dict[Any, Any] = record.state
+    training = state.get("training")
+    transient = state.get("_non_persistent_buffers_set")
+    hooks = {key: value for key, value in state.items() if _is_hooks(key, value)}
+    return Part(
+        path,
+        record.class_name,
+        training=training if isinstance(training, bool) else None,
+        children={str(key): places.get(id(child)) for key, child in state["_modules"].items()},
+        parameters={str(key): _tensor(value) for key, value in state["_parameters"].items()},
+        buffers={str(key): _tensor(value) for key, value in state["_buffers"].items()},
+        transient=frozenset(map(str, transient)) if isinstance(transient, (set, list, tuple)) else frozenset(),
+        attributes={key: value for key, value in state.items() if isinstance(key, str) and key not in _HELD | {*hooks}},
+        hooks={key: tuple(value.values()) for key, value in hooks.items() if value},
+        source=sources.get(f"source:{record.class_name}", ""),
+    )
+
+
+def _is_hooks(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and key.startswith("_") and "hook" in key and isinstance(value, Mapping)
+
+
+def _tensor(value: Any) -> LazyTensor | None:
+    tensor = trees.as_tensor(value)
+    return tensor if isinstance(tensor, LazyTensor) else None
+
+
+def named_in(blueprint: Blueprint) -> set[str]:
+    """Every class and function that a blueprint names."""
+    found = set(blueprint.class_names) | ({blueprint.factory} - {""})
+    seen: set[int] = set()
+    stack: list[Any] = [value for part in blueprint.parts for value in (part.attributes, part.construction, part.hooks)]
+    stack.append(blueprint.construction)
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Global):
+            found.add(node.qualified)
+        elif isinstance(node, Construction):
+            stack += (node.args, node.kwargs)
+        elif trees.is_container(node) and id(node) not in seen:
+            seen.add(id(node))
+            stack += (node.cls, *(child for _, child, _ in trees.children(node))) if isinstance(node, Record) else ()
+            stack += () if isinstance(node, Record) else [child for _, child, _ in trees.children(node)]
+    return found
