@@ -14,6 +14,8 @@ from .auditing import audit as audit
 from .auditing import fingerprint as fingerprint
 from .comparing import diff as diff
 from .converting import convert as convert
+from .core.about import About as About
+from .core.about import Parent as Parent
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
 from .core.diff_report import DiffReport as DiffReport
@@ -42,6 +44,7 @@ from .freezing import read_spec as read_spec
 from .freezing import unfreeze as unfreeze
 from .freezing import write_spec as write_spec
 from .inspecting import inspect as inspect
+from .lineage import about as about
 from .loading import LoadReport as LoadReport
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
@@ -66,6 +69,7 @@ from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
 __all__ = [
+    "About",
     "Checkpoint",
     "DiffReport",
     "Finding",
@@ -74,6 +78,7 @@ __all__ = [
     "LazyTensor",
     "Limits",
     "LoadReport",
+    "Parent",
     "Phase",
     "Record",
     "Run",
@@ -83,6 +88,7 @@ __all__ = [
     "Source",
     "TensorSpec",
     "__version__",
+    "about",
     "adapters",
     "add",
     "assert_frozen",

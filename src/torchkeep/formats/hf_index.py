@@ -78,6 +78,7 @@ class HfIndex:
             metadata=first.metadata,
             findings=tuple(dict.fromkeys(findings)),
             provenance=Provenance(producer, (reason,)),
+            about=first.about,
         )
         return of_shards(first, whole, limits)
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from ..adapters import ADAPTERS
 from ..applying import apply_plan, value_of
+from ..core.about import licences_differ
 from ..core.digests import digest_tensor
+from ..core.lineage import parent_of
 from ..core.live import unwrapped
 from ..core.origin import Origin, remember
 from ..core.plan import Adapter, LoadPlan, Rule
@@ -148,14 +150,15 @@ def load_into(
     following = None if optimizer is None else plan_following(model, optimizer, decided, weights)
     expected = None if check is None else reference_outputs(reference, check, weights.title)
     origins = _origins(decided, weights)
+    parents = [parent_of(part.checkpoint) for part in weights.parts if part.checkpoint is not None]
     fresh, made = fresh_values(model, decided, weights, device)
     inner = unwrapped(model)
     views = apply_plan(inner, decided, weights.tensors, weights.extra, device=device, assign=assign, fresh=fresh)
-    remember(model, origins)
+    remember(model, origins, parents)
     if optimizer is not None and following is not None:
         follow(optimizer, following)
         made = (*made, *following.notes)
-    notes = (*said, *views, *made, *freeze_as_saved(model, decided, weights, freeze))
+    notes = (*said, *licences_differ(parents), *views, *made, *freeze_as_saved(model, decided, weights, freeze))
     checked = None if check is None else compared(model, check, expected, tolerance)
     return replace(report, applied=True, notes=notes, checked=checked)
 
