@@ -24,6 +24,7 @@ from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.origin import origins_of as origins
+from .core.placement import devices as devices
 from .core.report import SaveReport as SaveReport
 from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
@@ -48,7 +49,6 @@ from .lineage import about as about
 from .loading import LoadReport as LoadReport
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
-from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
 from .proving import prove_resume as prove_resume
