@@ -97,7 +97,8 @@ def _put(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if torch._has_compatible_shallow_copy_type(tensor, value):
         tensor.data, put = value, tensor
     elif is_lazy(tensor):
-        put = type(tensor)(tensor.requires_grad, value.device, value.dtype)
+        kind: Any = type(tensor)
+        put = kind(tensor.requires_grad, value.device, value.dtype)
     else:
         put = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     if gradient is not None:
@@ -282,15 +283,14 @@ def _copy(
     """Copy what is not done: by several threads from files where bytes can be used as they are, else one by one."""
     live = live_tensors(model)
     first = {move.target: plan.tied.get(move.target, move.target) for move in plan.moves}
+    done |= {first[name] for name in first if name in live and live[name].is_meta}  # as asked, without values
     try:
         _read(_straight(plan, live, tensors, places, done), done)
         with torch.no_grad():
             for move in plan.moves:
                 if move.source in extra:
                     set_extra_state(model, move.target, extra[move.source])
-                elif (
-                    first[move.target] not in done and not live[move.target].is_meta
-                ):  # of tied tensors the first, which was seen to equal the others
+                elif first[move.target] not in done:  # of tied tensors the first, which was seen to equal the others
                     live[move.target].copy_(_fitted(plan, move, tensors, live[move.target]))
                 done.add(first[move.target])
     except Exception as error:
