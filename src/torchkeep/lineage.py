@@ -11,9 +11,12 @@ import msgspec
 from blake3 import blake3
 
 from .core.about import About, AboutReport, Parent, checked, with_parents
-from .core.checkpoint import Checkpoint
+from .core.checkpoint import EDITED, Checkpoint
+from .core.limits import Limits
 from .core.lineage import header_digest, parent_of
 from .errors import UnsavableError
+from .formats.hf_index import read_index
+from .opening import as_source
 from .pointing import checkpoint_of
 
 Given = About | Mapping[str, Any] | None
@@ -73,11 +76,21 @@ def _parent(given: Any) -> Parent:
 
 
 def _digest_of(source: Any) -> str:
-    """BLAKE3 of all bytes of a local file, as `b3sum` prints it; empty where there is not one such file."""
-    path = source.file if isinstance(source, Checkpoint) else source
-    if not isinstance(path, (str, os.PathLike)) or not Path(path).is_file() or str(path).endswith(".index.json"):
+    """BLAKE3 of all bytes of a local file, or of an index and its shards; empty where there is no such file."""
+    given = source.file if isinstance(source, Checkpoint) else source
+    edited = isinstance(source, Checkpoint) and source.format == EDITED
+    if edited or not isinstance(given, (str, os.PathLike)) or not Path(given).is_file():
         return ""
-    return f"blake3:{blake3(max_threads=blake3.AUTO).update_mmap(os.fspath(path)).hexdigest()}"
+    path = Path(given)
+    if not path.name.endswith(".index.json"):
+        return f"blake3:{_hashed(path)}"
+    files = [path.name, *sorted({*read_index(as_source(path), Limits()).values()})]
+    lines = (f"{_hashed(path.with_name(file))}  {file}\n" for file in files)
+    return f"files:{blake3(''.join(lines).encode()).hexdigest()}"
+
+
+def _hashed(path: Path) -> str:
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
 def _renamed(parent: Parent, loaded: Iterable[str]) -> Parent:

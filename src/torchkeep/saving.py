@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from .contents import of_checkpoint, of_module, of_object
-from .core.checkpoint import Checkpoint
+from .core.checkpoint import EDITED, Checkpoint
 from .core.report import SaveReport
 from .edit.casting import cast_notes
-from .edit.flat import EDITED, standing
+from .edit.flat import standing
 from .engines.files import AUTO, check_engine
 from .errors import SaveError
 from .lineage import Given, as_about

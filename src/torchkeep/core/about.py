@@ -30,7 +30,8 @@ class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         name: the file or run, as the caller named it.
         digest: `header:` and the BLAKE3 of the header that torchkeep wrote into the file, which covers the digests of
-            all its tensors; or `blake3:` and that of all bytes of a file that others wrote; empty if nobody hashed it.
+            all its tensors; `blake3:` and that of all bytes of a file that others wrote; or `files:` and that of the
+            list of an index and its shards, each with its own; empty if nobody hashed it.
         licence, source: what its facts say.
         parents: what it was made of itself; left out where that stands elsewhere in the same lineage.
     """

@@ -38,6 +38,7 @@ CONTAINERS = (
     "ema_model",
 )
 
+EDITED = "edited"  # the format of what a function of `tk.edit` made, and the code of what it has to say
 SEVERITIES = ("info", "warning", "danger")
 
 

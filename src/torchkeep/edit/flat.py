@@ -14,7 +14,7 @@ from ..contents import taken_apart
 from ..core import tagged
 from ..core import tree as trees
 from ..core.about import About
-from ..core.checkpoint import Checkpoint, Finding, Provenance, SavedModule
+from ..core.checkpoint import EDITED, Checkpoint, Finding, Provenance, SavedModule
 from ..core.facts import FileFacts
 from ..core.freezespec import Frozen
 from ..core.lineage import parent_of
@@ -30,7 +30,6 @@ from ..errors import SelectorError
 from ..pointing import checkpoint_of
 from .carrying import Moves, moved_paths, moved_spec
 
-EDITED = "edited"
 _RUN = "torchkeep_run"
 
 
