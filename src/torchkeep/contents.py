@@ -13,7 +13,7 @@ from torch import nn
 
 from .core import tagged
 from .core import tree as trees
-from .core.about import About, licences_differ, with_parents, written
+from .core.about import NOTHING, About, licences_differ, with_parents, written
 from .core.checkpoint import Checkpoint
 from .core.composite import Chunked, Composite
 from .core.facts import NO_DIGEST, FileFacts, Parts
@@ -156,7 +156,7 @@ def contents_of(
     origins: Origins | None = None,
     metadata: Mapping[str, str] | None = None,
     surgery: Sequence[Operation] = (),
-    about: About | None = None,
+    about: About = NOTHING,
 ) -> Contents:
     """Decide what is written of named tensors: each once, those on the meta device not at all.
 
@@ -204,7 +204,7 @@ def contents_of(
         origins=origins or Origins(),
         producer=PRODUCER,
         surgery=list(surgery),
-        about=written(about or About()),
+        about=written(about),
     )
     return Contents(own, specs, facts, tuple(notes), dict(metadata or {}))
 

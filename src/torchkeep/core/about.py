@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,10 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
         return str(self.table())
 
 
+NOTHING = About()
+"""What a file says that says nothing; by this object one knows that there is nothing to write."""
+
+
 @dataclass(frozen=True)
 class AboutReport:
     """What a file says of its model, and the digest by which other files name it as their parent.
@@ -158,8 +163,9 @@ def checked(given: Mapping[str, Any]) -> About:
         about = msgspec.structs.replace(msgspec.convert(rest, About, strict=False), preprocessing=dict(preprocessing))
         msgspec.json.encode(msgspec.structs.replace(about, preprocessing={}))
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
-        what, _, place = str(error).partition(" - at `$.")
-        path = f"about.{place.rstrip('`')}" if place else "about"
+        what, _, place = str(error).partition(" - at ")
+        found = re.search(r"\$\.([^`]+)", place)
+        path = f"about.{found[1]}" if found else "about"
         raise UnsavableError(f"{path}: {what}", path=path, hint="docs/about.md has an example of each") from error
     written(about)
     return about
@@ -176,7 +182,8 @@ def written(about: About) -> About:
     except UnsavableError as error:
         error.path = f"about.preprocessing.{error.path}"
         raise
-    return msgspec.structs.replace(about, preprocessing=values, parents=_once(about.parents))
+    made = msgspec.structs.replace(about, preprocessing=values, parents=_once(about.parents))
+    return NOTHING if made == NOTHING else made
 
 
 def read(about: About) -> About:

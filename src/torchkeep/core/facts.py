@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .about import About
+from .about import NOTHING, About
 from .modulespec import ModuleSpec
 from .operations import Operation
 from .origin import Origins
@@ -97,7 +97,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     origins: Origins = Origins()
     producer: dict[str, str] = {}
     surgery: list[Operation] = []
-    about: About = About()
+    about: About = NOTHING
 
 
 def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:
