@@ -16,9 +16,13 @@ def parent_of(ckpt: Checkpoint, digest: str = "") -> Parent:
         ckpt: opened or edited.
         digest: of its file, where torchkeep did not write one into it.
     """
-    name = os.fspath(ckpt.file).encode("utf-8", "backslashreplace").decode()
     about = ckpt.about
-    return Parent(name, header_digest(ckpt) or digest, about.licence, about.source, about.parents)
+    return Parent(name_of(ckpt), header_digest(ckpt) or digest, about.licence, about.source, about.parents)
+
+
+def name_of(ckpt: Checkpoint) -> str:
+    """The file as the caller named it, in UTF-8 whatever the name is."""
+    return os.fspath(ckpt.file).encode("utf-8", "backslashreplace").decode()
 
 
 def header_digest(ckpt: Checkpoint) -> str:

@@ -13,7 +13,7 @@ from ..adapters import ADAPTERS
 from ..applying import apply_plan, devices_of, value_of
 from ..core.about import licences_differ
 from ..core.digests import digest_tensor
-from ..core.lineage import parent_of
+from ..core.lineage import name_of, parent_of
 from ..core.live import unwrapped
 from ..core.origin import Origin, remember
 from ..core.placement import Device, Placement
@@ -211,6 +211,6 @@ def _origins(plan: LoadPlan, weights: Weights) -> dict[str, Origin]:
         digest = part.known_digest(name)
         if combined and not digest:
             digest = digest_tensor(value_of(part.tensors[name]))
-        file = part.title if part.checkpoint is None else str(part.checkpoint.file)
+        file = part.title if part.checkpoint is None else name_of(part.checkpoint)
         found[move.target] = Origin(file, part.prefix + name, digest, move.adapter)
     return found
