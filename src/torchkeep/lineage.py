@@ -85,7 +85,7 @@ def _digest_of(source: Any) -> str:
     if not path.name.endswith(".index.json"):
         return f"blake3:{_hashed(path)}"
     files = [path.name, *sorted({*read_index(as_source(path), Limits()).values()})]
-    lines = (f"{_hashed(path.with_name(file))}  {file}\n" for file in files)
+    lines = (f"{_hashed(path.parent / file)}  {file}\n" for file in files)
     return f"files:{blake3(''.join(lines).encode()).hexdigest()}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 from torch import nn
@@ -69,13 +70,12 @@ def lineage_of(model: nn.Module, files: Iterable[str]) -> list[Parent]:
         model: any module.
         files: those of its origins that are asked for.
     """
-    found: dict[str, list[Parent]] = {file: [] for file in files}
+    found: dict[str, list[Any]] = {file: [] for file in files}
     for _, module in named_modules(model):
         for file, held in module.__dict__.get(_LINEAGE, {}).items():
-            parent = msgspec.convert(held, Parent)
-            if file in found and parent not in found[file]:
-                found[file].append(parent)
-    return [parent for file, parents in found.items() for parent in parents or [Parent(file)]]
+            if file in found and held not in found[file]:
+                found[file].append(held)
+    return [msgspec.convert(held, Parent) for file, all_held in found.items() for held in all_held or [{"name": file}]]
 
 
 def remember(model: nn.Module, origins: Mapping[str, Origin], parents: Iterable[Parent] = ()) -> None:
