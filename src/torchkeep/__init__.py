@@ -14,6 +14,8 @@ from .auditing import audit as audit
 from .auditing import fingerprint as fingerprint
 from .comparing import diff as diff
 from .converting import convert as convert
+from .core.about import About as About
+from .core.about import Parent as Parent
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
 from .core.diff_report import DiffReport as DiffReport
@@ -22,6 +24,7 @@ from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.origin import origins_of as origins
+from .core.placement import devices as devices
 from .core.report import SaveReport as SaveReport
 from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
@@ -42,10 +45,10 @@ from .freezing import read_spec as read_spec
 from .freezing import unfreeze as unfreeze
 from .freezing import write_spec as write_spec
 from .inspecting import inspect as inspect
+from .lineage import about as about
 from .loading import LoadReport as LoadReport
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
-from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
 from .proving import prove_resume as prove_resume
@@ -69,6 +72,7 @@ from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
 __all__ = [
+    "About",
     "Checkpoint",
     "DiffReport",
     "Finding",
@@ -77,6 +81,7 @@ __all__ = [
     "LazyTensor",
     "Limits",
     "LoadReport",
+    "Parent",
     "Phase",
     "Record",
     "Run",
@@ -87,6 +92,7 @@ __all__ = [
     "Source",
     "TensorSpec",
     "__version__",
+    "about",
     "adapters",
     "add",
     "assert_frozen",

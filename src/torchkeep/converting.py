@@ -17,12 +17,12 @@ import torch
 from .contents import lost, of_checkpoint
 from .core import tagged
 from .core import tree as trees
-from .core.checkpoint import Checkpoint
+from .core.checkpoint import EDITED, Checkpoint
 from .core.facts import FileFacts
 from .core.report import ConvertReport, SaveReport
 from .core.tree import ABSENT, Global, Record
 from .edit.casting import Casting, as_dtype, cast_notes
-from .edit.flat import EDITED, standing
+from .edit.flat import standing
 from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor

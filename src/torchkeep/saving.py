@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from .contents import of_checkpoint, of_module, of_object
-from .core.checkpoint import Checkpoint
+from .core.checkpoint import EDITED, Checkpoint
 from .core.report import SaveReport
 from .edit.casting import cast_notes
-from .edit.flat import EDITED, standing
+from .edit.flat import standing
 from .engines.files import AUTO, check_engine
 from .errors import SaveError
+from .lineage import Given, as_about
 from .sharding import shard_size
 from .writing import check_apart, write_contents
 
@@ -27,6 +28,7 @@ def save(
     durable: bool = True,
     engine: str = AUTO,
     max_shard_size: int | str | None = None,
+    about: Given = None,
 ) -> SaveReport:
     """Save a model, or anything made of tensors, numbers, strings, lists and dicts, as one safetensors file.
 
@@ -48,6 +50,9 @@ def save(
         max_shard_size: bytes of a file, as a number or as `5GB` or `500MiB`. Where one file does not hold all, they are
             `flowers-00001-of-00003.safetensors` and so on, and `flowers.safetensors.index.json`, last, which
             `tk.open` takes; they replace nothing.
+        about: facts of the model that travel in the file, a `tk.About` or a dict: `licence`, `source`, `training_data`,
+            `classes`, `preprocessing`, `text`, and `parents`, the files it was made of. What its tensors were loaded
+            from is among the parents anyway. Of a Checkpoint, a dict changes what it names and parents are added.
 
     Raises:
         UnsavableError: something in `obj` cannot be written without pickle; `.path` says where.
@@ -63,9 +68,10 @@ def save(
     most = None if max_shard_size is None else shard_size(max_shard_size)
     if isinstance(obj, Checkpoint):
         obj = standing(obj)
+        obj = obj if about is None else replace(obj, about=as_about(about, obj.about))
         check_apart(target, obj, obj.file)
         report = write_contents(of_checkpoint(obj), target, most=most, durable=durable, engine=engine)
         said = (finding.message for finding in obj.findings if finding.code == EDITED)
         return replace(report, notes=(*report.notes, *said, *cast_notes(obj.values())))
-    contents = of_module(obj) if isinstance(obj, nn.Module) else of_object(obj)
+    contents = of_module(obj, about) if isinstance(obj, nn.Module) else of_object(obj, about=about)
     return write_contents(contents, target, most=most, durable=durable, engine=engine)

@@ -11,6 +11,7 @@ import typer
 import torchkeep as tk
 
 from . import (
+    about,
     average,
     cast,
     convert,
@@ -60,6 +61,7 @@ def _options(
 
 
 app.command()(inspect.inspect)
+app.command()(about.about)
 app.command()(convert.convert)
 app.command()(select.select)
 app.command()(drop.drop)

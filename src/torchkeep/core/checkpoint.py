@@ -11,6 +11,7 @@ import torch
 
 from ..errors import SelectorError
 from . import tree as trees
+from .about import About
 from .freezespec import Frozen
 from .names import fold, nearest
 from .operations import Operation
@@ -37,6 +38,7 @@ CONTAINERS = (
     "ema_model",
 )
 
+EDITED = "edited"  # the format of what a function of `tk.edit` made, and the code of what it has to say
 SEVERITIES = ("info", "warning", "danger")
 
 
@@ -127,6 +129,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         surgery: what `tk.surgery` had done to the model, when torchkeep saved it; `tk.surgery.replay` does it again.
         optimizers: the states of optimizers by the names of their parameters, when a run of torchkeep saved them.
         origins: where tensors were loaded from before torchkeep saved them, by name.
+        about: licence, source, training data, classes, preprocessing, a text, and what the model was made of.
     """
 
     file: str
@@ -145,6 +148,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     surgery: tuple[Operation, ...] = ()
     optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    about: About = field(default_factory=About)
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:
@@ -235,6 +239,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             kind="module" if isinstance(inside, trees.Record) else "weights",
             modules=within,
             origins={name[len(lead) :]: origin for name, origin in self.origins.items() if name.startswith(lead)},
+            about=self.about,
         )
 
     def load(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
@@ -272,6 +277,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("model under", container),
                 ("loaded from", counted(self.origins)),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
+                *self.about.lines(short=True),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
             rows=tuple(rows),

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from .about import NOTHING, About
 from .modulespec import ModuleSpec
 from .operations import Operation
 from .origin import Origins
@@ -72,6 +73,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         origins: where the tensors of a model were loaded from before.
         producer: versions of what wrote it.
         surgery: what was done to the structure of the module, in order.
+        about: licence, classes, parents ... as `core.about.written` gives them.
     """
 
     version: int = 1
@@ -95,6 +97,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     origins: Origins = Origins()
     producer: dict[str, str] = {}
     surgery: list[Operation] = []
+    about: About = NOTHING
 
 
 def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:

@@ -11,6 +11,8 @@ import msgspec
 from blake3 import blake3
 
 from ..core import tagged
+from ..core.about import About, Parent, with_parents
+from ..core.about import read as about_read
 from ..core.checkpoint import Checkpoint, Provenance, SavedModule, describe_tree
 from ..core.composite import QUANTIZED, Composite, Composition, Compressed, Coo, Nested, Quantized
 from ..core.facts import KEY, NO_DIGEST, VERSION, FileFacts, Parts, Runs, listed
@@ -63,6 +65,7 @@ class OnDisk(FileFacts, frozen=True):
     module: msgspec.Raw = _NOTHING  # type: ignore[assignment]
     tree: msgspec.Raw = _NOTHING
     origins: msgspec.Raw = _NOTHING  # type: ignore[assignment]
+    about: msgspec.Raw = _NOTHING  # type: ignore[assignment]
 
 
 def _held(name: str) -> Any:
@@ -82,6 +85,7 @@ class SavedFacts(FileFacts, frozen=True):
     origins = _held("origins")
     module = _held("module")
     tree = _held("tree")
+    about = _held("about")
 
 
 class SavedCheckpoint(Checkpoint):
@@ -94,6 +98,7 @@ class SavedCheckpoint(Checkpoint):
     modules = _when_asked()
     frozen = _when_asked()
     origins = _when_asked()
+    about = _when_asked()
 
 
 def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> OnDisk | None:
@@ -185,7 +190,7 @@ def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Fi
     """The facts with what may be long to be decoded later."""
     fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
     raw_module, raw_tree = fields["outline" if facts.version > 1 else "module"], fields["tree"]
-    raw_origins = fields["origins"]
+    raw_origins, raw_about = fields["origins"], fields["about"]
 
     def tree() -> Any:
         with _readable(file):
@@ -203,9 +208,14 @@ def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Fi
         with _readable(file):
             return msgspec.json.decode(raw_origins, type=Origins)
 
+    def about() -> About:
+        with _readable(file):
+            return msgspec.json.decode(raw_about, type=About)
+
     fields["tree"] = Later(tree) if _size(raw_tree) else msgspec.UNSET
     fields["module"] = Later(module) if _size(raw_module) else None
     fields["origins"] = Later(origins) if _size(raw_origins) else Origins()
+    fields["about"] = Later(about) if _size(raw_about) else About()
     fields |= {"outline": msgspec.UNSET, "hashes": ""}
     return SavedFacts(**fields)
 
@@ -238,6 +248,9 @@ def _described(
     if name == "origins":
         with _readable(file):
             return {"origins": unpacked(facts.origins)}
+    if name == "about":
+        with _readable(file):
+            return {"about": with_parents(about_read(facts.about), map(Parent, facts.origins.files))}
     if name in {"modules", "frozen"}:
         return {"modules": _modules(facts), "frozen": Frozen() if facts.module is None else facts.module.as_frozen}
     tree = _tree(facts, tensors, file)
@@ -328,6 +341,7 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
         modules=_modules(facts),
         frozen=Frozen() if facts.module is None else facts.module.as_frozen,
         origins=first.origins,
+        about=first.about,
         metadata=first.metadata,
         provenance=first.provenance,
         surgery=first.surgery,
