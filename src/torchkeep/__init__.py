@@ -22,6 +22,7 @@ from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.origin import origins_of as origins
+from .core.report import ExportReport as ExportReport
 from .core.report import SaveReport as SaveReport
 from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
@@ -33,6 +34,7 @@ from .core.tensors import TensorSpec as TensorSpec
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
+from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
 from .freezing import freeze_spec as freeze_spec
@@ -68,6 +70,7 @@ from .verifying import verify as verify
 __all__ = [
     "Checkpoint",
     "DiffReport",
+    "ExportReport",
     "Finding",
     "FreezeSpec",
     "Global",
@@ -93,6 +96,7 @@ __all__ = [
     "edit",
     "enter_phase",
     "errors",
+    "export",
     "fingerprint",
     "freeze",
     "freeze_spec",

@@ -208,6 +208,10 @@ class FrozenChangedWarning(UserWarning):
     """What is frozen has changed, and `trust_frozen` had relied on it."""
 
 
+class GraphWarning(UserWarning):
+    """A model that was loaded as a graph does not do something as the model did that was exported."""
+
+
 class RunLockedError(SaveError):
     """Another process holds the write lock of this run."""
 

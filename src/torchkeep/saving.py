@@ -16,6 +16,8 @@ from .edit.casting import cast_notes
 from .edit.flat import EDITED, standing
 from .engines.files import AUTO, check_engine
 from .errors import SaveError
+from .exporting.examples import BATCH
+from .exporting.graph import graph_beside
 from .sharding import shard_size
 from .writing import check_apart, write_contents
 
@@ -27,6 +29,8 @@ def save(
     durable: bool = True,
     engine: str = AUTO,
     max_shard_size: int | str | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = BATCH,
 ) -> SaveReport:
     """Save a model, or anything made of tensors, numbers, strings, lists and dicts, as one safetensors file.
 
@@ -48,11 +52,16 @@ def save(
         max_shard_size: bytes of a file, as a number or as `5GB` or `500MiB`. Where one file does not hold all, they are
             `flowers-00001-of-00003.safetensors` and so on, and `flowers.safetensors.index.json`, last, which
             `tk.open` takes; they replace nothing.
+        example_inputs: what a model is called with, to save its graph too, in `flowers.pt2` beside
+            `flowers.safetensors` and without the weights: a tensor, a tuple of positional or a dict of named arguments.
+            The graph is the model in the modes it is in.
+        dynamic_shapes: which sizes of the inputs are free in the graph: `batch`, the first one of every tensor; None, no
+            size at all; or what torch.export takes.
 
     Raises:
         UnsavableError: something in `obj` cannot be written without pickle; `.path` says where.
         NoSpaceError: the disk is full.
-        SaveError: the file cannot be written there.
+        SaveError: the file cannot be written there, or the model cannot be exported as a graph.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -61,6 +70,11 @@ def save(
         )
     check_engine(engine)
     most = None if max_shard_size is None else shard_size(max_shard_size)
+    if example_inputs is not None and (most is not None or not isinstance(obj, nn.Module)):
+        raise SaveError(
+            "a graph is saved beside the one file of a live model",
+            hint="leave out max_shard_size" if most is not None else "example_inputs is for an nn.Module alone",
+        )
     if isinstance(obj, Checkpoint):
         obj = standing(obj)
         check_apart(target, obj, obj.file)
@@ -68,4 +82,7 @@ def save(
         said = (finding.message for finding in obj.findings if finding.code == EDITED)
         return replace(report, notes=(*report.notes, *said, *cast_notes(obj.values())))
     contents = of_module(obj) if isinstance(obj, nn.Module) else of_object(obj)
+    if example_inputs is not None:
+        with graph_beside(obj, contents, target, example_inputs, dynamic_shapes, durable=durable) as contents:
+            return write_contents(contents, target, durable=durable, engine=engine)
     return write_contents(contents, target, most=most, durable=durable, engine=engine)

@@ -16,7 +16,7 @@ from typing import Any
 from ..core.checkpoint import Checkpoint, Finding, Provenance
 from ..core.limits import Limits
 from ..core.source import Probe, Source
-from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, check_geometry
+from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, check_geometry, contiguous_stride
 from ..core.tree import as_tensor
 from ..errors import CorruptCheckpointError, OpenError, UnsupportedFeatureError
 from ._dispatch import open_inner
@@ -29,6 +29,8 @@ _TABLE = re.compile(r"((?:[^/]+/)?data/weights/)[^/]+_weights_config\.json")
 _PICKLED = re.compile(
     r"serialized_(?:constants|example_inputs)\.(?:json|pt)|(?:[^/]+/)?data/(?:constants|sample_inputs)/[^/]+\.pt"
 )
+_OURS = re.compile(r"(?:[^/]+/)?(?:extra|extra_files)/torchkeep\.json")
+KIND = "graph-without-weights"
 _SCALARS = {  # torch's numbers for dtypes: ScalarType of torch/_export/serde/schema.py
     1: "uint8",
     2: "int8",
@@ -53,6 +55,7 @@ _SCALARS = {  # torch's numbers for dtypes: ScalarType of torch/_export/serde/sc
     35: "uint64",
 }
 _STRIDED = 7
+_ELSEWHERE = "the weights of this graph are in the .safetensors file that was saved with it: open that"
 _PREFIX = "L__self___"  # what 2.1 put in front of the names
 
 
@@ -94,18 +97,27 @@ class Pt2:
             plain = name.removeprefix(_PREFIX)
             tensors[plain] = tensor.replace(kind=kinds.get(plain, tensor.kind))
         findings += _pickles(archive, limits)
+        about = _about(archive, limits)
+        if about.get("kind") == KIND:
+            tensors = {name: _weightless(tensor) for name, tensor in tensors.items()}
+            findings.append(Finding("no-weights", "warning", _ELSEWHERE))
         version = program.get("torch_version")
         known = isinstance(version, str) and re.fullmatch(r"\d+\.\d+[\w.+]{0,20}", version) is not None
         return Checkpoint(
             source.name,
             self.name,
             tensors,
+            metadata={key: value for key, value in about.items() if isinstance(value, str)},
             findings=tuple(findings),
             provenance=Provenance(
                 f"torch {version}" if known else "torch 2.1 or later",
                 ("the program names its torch",) if known else ("it is a program of torch.export",),
             ),
         )
+
+    def records(self, source: Source, limits: Limits) -> tuple[str, ...]:
+        """The names of all records."""
+        return tuple(read_archive(source, limits).entries)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Read every record and compare its checksum: (name, whether it holds, bytes)."""
@@ -120,6 +132,17 @@ def _json(archive: Archive, name: str, limits: Limits) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise CorruptCheckpointError("is no JSON object", file=archive.source.name, place=name)
     return parsed
+
+
+def _about(archive: Archive, limits: Limits) -> dict[str, Any]:
+    """What torchkeep wrote about the program, where it wrote it."""
+    name = next(filter(_OURS.fullmatch, archive.entries), None)
+    return {} if name is None else _json(archive, name, limits)
+
+
+def _weightless(tensor: LazyTensor) -> LazyTensor:
+    """A tensor of which only dtype and shape are in the file."""
+    return tensor.replace(storage=None, stride=contiguous_stride(tensor.spec.shape), storage_offset=0, device="meta")
 
 
 def _signature(program: dict[str, Any]) -> dict[str, str]:
