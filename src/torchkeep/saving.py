@@ -55,8 +55,8 @@ def save(
         example_inputs: what a model is called with, to save its graph too, in `flowers.pt2` beside
             `flowers.safetensors` and without the weights: a tensor, a tuple of positional or a dict of named arguments.
             The graph is the model in the modes it is in.
-        dynamic_shapes: which sizes of the inputs are free in the graph: `batch`, the first one of every tensor; None, no
-            size at all; or what torch.export takes.
+        dynamic_shapes: which sizes of the inputs are free in the graph: `batch`, the first one of every tensor; None,
+            no size at all; or what torch.export takes.
 
     Raises:
         UnsavableError: something in `obj` cannot be written without pickle; `.path` says where.

@@ -30,9 +30,14 @@ class Example:
     named: Mapping[str, Any]
 
     @property
+    def leaves(self) -> list[Any]:
+        """Everything in them that is no list, tuple or dict, however deep."""
+        return pytree.tree_leaves(self._tree)
+
+    @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Every tensor in them, however deep."""
-        return tuple(leaf for leaf in pytree.tree_leaves(self._tree) if isinstance(leaf, torch.Tensor))
+        """The tensors of the leaves."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor))
 
     @property
     def call(self) -> Any:

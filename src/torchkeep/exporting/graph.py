@@ -35,14 +35,13 @@ from ..errors import (
     UnsafeCheckpointError,
     save_error,
 )
-from ..formats.pt2 import KIND, Pt2
+from ..formats.pt2 import KIND, running
 from ..opening import PathLike, as_source, load, open_checkpoint
-from .examples import BATCH, example_of, sizes
+from .examples import BATCH, Example, example_of, sizes
 from .programs import EXTRA, exported, modal_operators, mode_of, reason, undisturbed, without_weights
 from .running import GraphModel
 
-_FOREIGN = ("data/aotinductor/", "data/executorch/", "data/constants/custom_obj", "data/constants/opaque_obj")
-_NATIVE = "native code or pickled objects of other kinds"
+_PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 @contextlib.contextmanager
@@ -79,8 +78,10 @@ def graph_beside(
         )
     program = exported(model, example, dynamic_shapes)
     _check_names(program, contents)
+    _check_plain_inputs(example)
     modal = modal_operators(program)
     data = without_weights(program, example, {EXTRA: msgspec.json.encode({"kind": KIND}).decode()})
+    _check_readable(data)
     graph = Graph(
         name=f"{path.stem}.pt2",
         nbytes=len(data),
@@ -125,6 +126,32 @@ def _check_names(program: ExportedProgram, contents: Contents) -> None:
             f"the graph needs objects that are no tensors: {shorten(custom, 3)}; nothing was written",
             hint="save it without example_inputs",
         )
+
+
+def _check_plain_inputs(example: Example) -> None:
+    """What the example has besides tensors is in the file of the graph, and must be plain."""
+    odd = {type(leaf).__name__ for leaf in example.leaves if not isinstance(leaf, _PLAIN)}
+    if odd:
+        raise SaveError(
+            f"example_inputs has objects of other kinds: {shorten(sorted(odd), 3)}; nothing was written",
+            hint="give tensors, numbers, strings, and lists, tuples and dicts of them",
+        )
+
+
+def _check_readable(data: bytes) -> None:
+    """What torch has written it does not always read again."""
+    try:
+        _opened(data).module()
+    except Exception as error:
+        raise SaveError(
+            f"torch cannot make the model of its own graph again: {reason(error)}; nothing was written",
+            hint="save it without example_inputs; a module whose name is a word of Python is in the way, for example",
+        ) from error
+
+
+def _opened(data: bytes) -> ExportedProgram:
+    with undisturbed():
+        return torch.export.load(io.BytesIO(data))
 
 
 def _notes(graph: Graph, contents: Contents) -> Iterator[str]:
@@ -212,26 +239,19 @@ def _check_plain(data: bytes, graph: Graph, limits: Limits) -> None:
         UnsafeCheckpointError: there is more in it.
         RebuildError: it is no program.
     """
-    held = Held(data, graph.name)
     try:
-        findings = Pt2().open(held, limits).findings
-        foreign = [name for name in Pt2().records(held, limits) if any(part in name for part in _FOREIGN)]
+        trouble = running(Held(data, graph.name), limits)
     except OpenError as error:
         raise RebuildError(f"{graph.name} cannot be read: {error.brief}", hint="save the model again") from error
-    dangers = [finding.message for finding in findings if finding.severity == "danger"]
-    if dangers or foreign:
+    if trouble:
         raise UnsafeCheckpointError(
-            f"has {dangers[0] if dangers else _NATIVE}, and a graph of torchkeep has none",
-            file=graph.name,
-            place=foreign[0] if foreign else "",
-            hint="do not use it",
+            f"has {trouble[0]}, and a graph that torchkeep writes has none", file=graph.name, hint="do not use it"
         )
 
 
 def _read(data: bytes, graph: Graph, device: torch.device | str | None) -> ExportedProgram:
     try:
-        with undisturbed():
-            program = torch.export.load(io.BytesIO(data))
+        program = _opened(data)
         if device is not None and torch.device(device).type != "cpu":
             program = move_to_device_pass(program, device)
     except Exception as error:
@@ -272,5 +292,3 @@ def _as_model(program: ExportedProgram, ckpt: Checkpoint, graph: Graph) -> Graph
             stacklevel=3,
         )
     return made
-
-

@@ -23,7 +23,7 @@ from ..engines.files import TEMPORARY, sync_folder
 from ..errors import OutputsDifferError, SaveError, save_error
 from ..loading.outputs import differences, quietly, run
 from .examples import BATCH, Example, example_of, longer, sizes
-from .onnxfile import onnx_outputs, write_onnx
+from .onnxfile import check_installed, onnx_outputs, write_onnx
 from .programs import EXTRA, exported, modal_operators, packed, undisturbed
 
 Runner = Callable[[Example], list[torch.Tensor]]
@@ -52,7 +52,8 @@ def export(
         example_inputs: what the model is called with: a tensor, a tuple of positional or a dict of named arguments.
         dynamic_shapes: which sizes of the inputs are free: `batch`, the first one of every tensor; None, no size at
             all; or what torch.export takes.
-        tolerance: the largest absolute difference of outputs that is accepted; None writes the file unchecked.
+        tolerance: the largest difference that is accepted, as a share of the largest number in an output; outputs of
+            integers have to be equal. None writes the file unchecked.
         metadata: what the file says of the model, e.g. its licence, beside what torchkeep says: the writer, the digest
             of the state, the inputs. In ONNX they are its metadata_props; `tk.open` shows those of a `.pt2`.
         durable: wait until the disk has it.
@@ -66,20 +67,22 @@ def export(
     if target.suffix not in _WRITERS:
         raise SaveError(f"{target} ends in neither .onnx nor .pt2", hint=f"write to {target.with_suffix('.onnx')}")
     if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}; it is an absolute difference, 0 or above, or None for no check")
+        raise ValueError(f"tolerance is {tolerance}; it is a share of the outputs, 0 or above, or None for no check")
+    if target.suffix == ".onnx":
+        check_installed(checked=tolerance is not None)
     example = example_of(example_inputs)
     write, runner = _WRITERS[target.suffix]
     inner = unwrapped(model)
     with quietly(inner):
         program = exported(inner, example, dynamic_shapes)
-    said = _facts(inner, example, metadata)
+    said = _facts(inner, example, program, metadata)
     modal = modal_operators(program)
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as folder:
             made = Path(folder) / target.name
             notes = write(program, made, said)
             examples = _examples(inner, example, dynamic_shapes)
-            difference = None if tolerance is None else _checked(runner(made), inner, examples, target, tolerance)
+            difference = None if tolerance is None else _checked(runner, made, inner, examples, tolerance)
             nbytes = _publish(Path(folder), target, durable=durable)
     except OSError as error:
         raise save_error(error, target) from error
@@ -94,7 +97,9 @@ def export(
     )
 
 
-def _facts(model: nn.Module, example: Example, metadata: Mapping[str, str] | None) -> dict[str, str]:
+def _facts(
+    model: nn.Module, example: Example, program: ExportedProgram, metadata: Mapping[str, str] | None
+) -> dict[str, str]:
     """What the file says of the model: text by name."""
     state = {name: tensor for name, tensor in state_of(model)[0].items() if not tensor.is_meta}
     digests = dict(zip(state, digest_tensors(list(state.values())), strict=True))
@@ -102,6 +107,8 @@ def _facts(model: nn.Module, example: Example, metadata: Mapping[str, str] | Non
         "producer": ", ".join(f"{name} {version}" for name, version in PRODUCER.items()),
         "model": f"{type(model).__module__}.{type(model).__qualname__}",
         "state": blake3(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
+        "inputs": ", ".join(map(str, program.graph_signature.user_inputs)),
+        "outputs": ", ".join(map(str, program.graph_signature.user_outputs)),
         "example": "; ".join(sizes(example)),
     }
     return own | {str(key): str(value) for key, value in (metadata or {}).items()}
@@ -119,35 +126,57 @@ def _examples(model: nn.Module, example: Example, dynamic_shapes: Any) -> list[E
     return [example, other]
 
 
-def _checked(runs: Runner, model: nn.Module, examples: list[Example], target: Path, tolerance: float) -> float:
+def _checked(
+    runner: Callable[[Path], Runner], made: Path, model: nn.Module, examples: list[Example], tolerance: float
+) -> float:
     """The largest difference between what the file and what the model computes.
 
     Raises:
         OutputsDifferError: it is above the tolerance.
+        SaveError: the file cannot be run.
     """
+    expected = [tensors_in(run(model, example.call)) for example in examples]
+    try:
+        runs = runner(made)
+        got = [runs(example) for example in examples]
+    except Exception as error:
+        raise SaveError(
+            f"{made.name} was written and cannot be run: {type(error).__name__}: {str(error)[:300]}",
+            hint="nothing was left behind; tolerance=None writes it unchecked",
+        ) from error
     worst = 0.0
-    for example in examples:
-        expected = tensors_in(run(model, example.call))
-        try:
-            got = runs(example)
-        except Exception as error:
-            raise SaveError(
-                f"{target.name} was written and cannot be run on {'; '.join(sizes(example))}: "
-                f"{type(error).__name__}: {str(error)[:300]}",
-                hint="nothing was left behind; tolerance=None writes it unchecked",
-            ) from error
-        for place, difference in differences(got, expected, "output"):
-            if not difference <= tolerance:
-                raise OutputsDifferError(
-                    f"{target.name} computes something else than the model: it differs by {difference:.3g} in "
-                    f"{place} on {'; '.join(sizes(example))}; the file was not kept",
-                    difference=difference,
-                    place=place,
-                    hint=f"differences up to tolerance={tolerance:g} are accepted; a model that draws random numbers or "
-                    "keeps count in eval mode never agrees",
-                )
-            worst = max(worst, difference)
+    for example, one, other in zip(examples, got, expected, strict=True):
+        worst = max(worst, _difference(one, other, f"{made.name}, on {'; '.join(sizes(example))}", tolerance))
     return worst
+
+
+def _difference(got: list[torch.Tensor], expected: list[torch.Tensor], title: str, tolerance: float) -> float:
+    """The largest difference between outputs, each held against the size of its numbers."""
+    worst = 0.0
+    if len(got) != len(expected):
+        raise OutputsDifferError(f"{title}, has {len(got)} outputs where the model has {len(expected)}")
+    for number, (one, other) in enumerate(zip(got, expected, strict=True)):
+        difference = max(distance for _, distance in differences(one, other, ""))
+        accepted = tolerance * _size(other)
+        if not difference <= accepted:
+            raise OutputsDifferError(
+                f"{title}, does not compute what the model computes: output {number} differs by {difference:.3g}, and "
+                f"{accepted:.3g} is accepted; the file was not kept",
+                difference=difference,
+                place=f"output {number}",
+                hint="tolerance= accepts more; a model that draws random numbers or counts in eval mode never agrees",
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _size(tensor: torch.Tensor) -> float:
+    """The largest number in a tensor of floating-point numbers; others have to be equal."""
+    if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
+        return 0.0
+    sizes = tensor.detach().abs().double()
+    finite = sizes[sizes.isfinite()]
+    return max(float(finite.max()), torch.finfo(tensor.dtype).eps) if finite.numel() else 0.0
 
 
 def tensors_in(outputs: Any) -> list[torch.Tensor]:
@@ -158,6 +187,12 @@ def tensors_in(outputs: Any) -> list[torch.Tensor]:
 def _publish(folder: Path, target: Path, *, durable: bool) -> int:
     """Give the files their names, the one that is opened last; answers their bytes."""
     files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+    there = [file.name for file in files[:-1] if target.with_name(file.name).exists()]
+    if there:
+        raise SaveError(
+            f"{target.with_name(there[0])} exists already",
+            hint="two files cannot be replaced in one step: write to another name",
+        )
     nbytes = 0
     for file in files:
         nbytes += file.stat().st_size

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,22 @@ from .programs import reason, undisturbed
 _MOST = 1_900_000_000  # bytes of weights in one file; a message of protobuf, which it is, ends at 2**31
 
 
+def check_installed(*, checked: bool) -> None:
+    """Raises MissingDependencyError where a package that writes ONNX, or that runs it if `checked`, is missing."""
+    for package in ("onnx", "onnxscript", *(("onnxruntime",) if checked else ())):
+        _imported(package)
+
+
 def write_onnx(program: ExportedProgram, path: Path, said: Mapping[str, str]) -> tuple[str, ...]:
     """Write a program as an ONNX file; answers notes on it.
 
     Weights that one file cannot hold go into a second one beside it, called after it.
 
     Raises:
-        MissingDependencyError: onnx or onnxscript is not installed.
         SaveError: torch.onnx cannot translate the program.
     """
-    for package in ("onnx", "onnxscript"):
-        _imported(package)
     try:
-        with undisturbed():
+        with undisturbed(), _quiet_registry():
             made = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
         raise SaveError(
@@ -39,18 +44,36 @@ def write_onnx(program: ExportedProgram, path: Path, said: Mapping[str, str]) ->
     assert made is not None
     made.model.metadata_props.update(said)
     made.model.producer_name, made.model.producer_version = "torchkeep", said["producer"].split()[1].rstrip(",")
+    _name_batch(made)
     held = [*program.state_dict.values(), *program.constants.values()]
     apart = sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor)) > _MOST
     made.save(str(path), external_data=apart)
     return (f"its weights are in {path.name}.data, which goes where it goes",) if apart else ()
 
 
-def onnx_outputs(path: Path) -> Callable[[Example], list[torch.Tensor]]:
-    """What onnxruntime computes, on the CPU.
+@contextlib.contextmanager
+def _quiet_registry() -> Iterator[None]:
+    """Without a warning for each operator of torchvision, where that is not installed."""
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        registry.setLevel(level)
 
-    Raises:
-        MissingDependencyError: onnxruntime is not installed.
-    """
+
+def _name_batch(made: Any) -> None:
+    """Call the free first dimension of the inputs `batch`, where it is one and the same."""
+    firsts = {
+        str(value.shape[0]) for value in made.model.graph.inputs if value.shape and not isinstance(value.shape[0], int)
+    }
+    if len(firsts) == 1 and hasattr(made, "rename_axes"):
+        made.rename_axes({firsts.pop(): "batch"})
+
+
+def onnx_outputs(path: Path) -> Callable[[Example], list[torch.Tensor]]:
+    """What onnxruntime computes, on the CPU."""
     runtime = _imported("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -68,10 +68,9 @@ def exported(model: nn.Module, example: Example, dynamic_shapes: Any) -> Exporte
 
 
 def _traced(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
+    own = example.mapped(torch.Tensor.detach)  # torch marks the tensors that it is given, and the marks stay
     with undisturbed():
-        return torch.export.export(
-            model, example.positional, dict(example.named), dynamic_shapes=shapes, strict=False
-        )
+        return torch.export.export(model, own.positional, dict(own.named), dynamic_shapes=shapes, strict=False)
 
 
 def _refusal(model: nn.Module, example: Example, shapes: Any, error: Exception) -> SaveError:
@@ -144,7 +143,7 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     one = torch.zeros((), dtype=tensor.dtype)
     if tensor.dtype in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
         one.fill_(math.nan)
-    repeated = one.expand(tensor.shape)
+    repeated = one.expand(tensor.shape) if tensor.numel() else torch.zeros(tensor.shape, dtype=tensor.dtype)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(repeated, requires_grad=tensor.requires_grad)
     return repeated
@@ -152,7 +151,9 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 def _shapes_only(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs that torch makes its guards of: the shapes of the example and none of its values."""
-    blank = example.mapped(lambda tensor: torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape))
+    blank = example.mapped(
+        lambda tensor: torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    )
     return blank.positional, dict(blank.named)
 
 

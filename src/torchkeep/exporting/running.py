@@ -20,6 +20,9 @@ class GraphModel(nn.Module):
     changed something says it in a GraphWarning. To train only a part, set `requires_grad`, as on any model.
     """
 
+    _torchkeep: tuple[nn.Module, str, str, dict[str, bool]]
+    _torchkeep_said: bool
+
     def __init__(self, graph: nn.Module, title: str, mode: str, flags: Mapping[str, bool]) -> None:
         """Make it.
 

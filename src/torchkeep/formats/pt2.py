@@ -17,7 +17,7 @@ from ..core.checkpoint import Checkpoint, Finding, Provenance
 from ..core.limits import Limits
 from ..core.source import Probe, Source
 from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, check_geometry, contiguous_stride
-from ..core.tree import as_tensor
+from ..core.tree import as_tensor, first_record
 from ..errors import CorruptCheckpointError, OpenError, UnsupportedFeatureError
 from ._dispatch import open_inner
 from ._pause import collector_paused
@@ -31,6 +31,8 @@ _PICKLED = re.compile(
 )
 _OURS = re.compile(r"(?:[^/]+/)?(?:extra|extra_files)/torchkeep\.json")
 KIND = "graph-without-weights"
+_CONFIG = re.compile(r"(?:[^/]+/)?data/(?:weights|constants)/[^/]+_config\.json")
+_FOREIGN = re.compile(r"(?:[^/]+/)?data/(?:aotinductor|executorch)/.*|.*/(?:custom|opaque)_obj_[^/]*")
 _SCALARS = {  # torch's numbers for dtypes: ScalarType of torch/_export/serde/schema.py
     1: "uint8",
     2: "int8",
@@ -115,10 +117,6 @@ class Pt2:
             ),
         )
 
-    def records(self, source: Source, limits: Limits) -> tuple[str, ...]:
-        """The names of all records."""
-        return tuple(read_archive(source, limits).entries)
-
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Read every record and compare its checksum: (name, whether it holds, bytes)."""
         yield from read_archive(source, limits).verify()
@@ -158,6 +156,30 @@ def _signature(program: dict[str, Any]) -> dict[str, str]:
             if isinstance(name, str):
                 kinds[name.removeprefix(_PREFIX)] = kind
     return kinds
+
+
+def running(source: Source, limits: Limits) -> list[str]:
+    """The records of which torch.export.load would load code or unpickle more than plain values: the trouble in each.
+
+    Raises:
+        CorruptCheckpointError: the archive is damaged.
+    """
+    archive = read_archive(source, limits)
+    found = [
+        f"{name}, which is code or an object of another kind" for name in filter(_FOREIGN.fullmatch, archive.entries)
+    ]
+    for name in filter(_CONFIG.fullmatch, archive.entries):
+        held = _json(archive, name, limits).get("config")
+        rows = held.values() if isinstance(held, dict) else ()
+        if any(not isinstance(row, dict) or row.get("use_pickle") is not False for row in rows):
+            found.append(f"{name}, which has pickled tensors")
+    for name in archive.entries:
+        if archive.entries[name].nbytes and (_PICKLED.fullmatch(name) or _STATE.fullmatch(name)):
+            inside = open_inner(archive.record(name), limits)
+            dangers = [finding.message for finding in inside.findings if finding.severity == "danger"]
+            if dangers or first_record(inside.tree) is not None:
+                found.append(f"{name}, which has {dangers[0] if dangers else 'objects of other classes'}")
+    return found
 
 
 def _pickles(archive: Archive, limits: Limits) -> list[Finding]:
