@@ -69,7 +69,7 @@ def test_the_file_computes_what_the_model_computes_for_any_batch(suffix: str, tm
     assert isinstance(report, tk.ExportReport) and report.bytes == path.stat().st_size
     assert report.difference is not None and report.difference < 1e-5
     assert report.checked == ("float32[4, 1, 5, 5]", "float32[5, 1, 5, 5]")
-    assert "differs from the model by" in str(report) and "batch_norm and dropout are in eval mode" in str(report)
+    assert "differs from the model by" in str(report) and "in eval mode: batch_norm, dropout" in str(report)
     assert all(module.training for module in model.modules()) and state_bits(model) == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     model.eval()
@@ -114,8 +114,7 @@ def test_a_program_with_its_weights_is_opened_by_torchkeep(tmp_path: Path) -> No
     assert torch.equal(fresh(IMAGES), model(IMAGES))
 
 
-@BOTH
-@pytest.mark.parametrize("module", [Noisy, Counting])
+@pytest.mark.parametrize(("module", "suffix"), [(Noisy, ".onnx"), (Counting, ".pt2")])
 def test_a_file_that_computes_something_else_is_not_kept(module: type, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"m{suffix}"
     path.write_bytes(b"an older file")
@@ -166,19 +165,18 @@ def test_outputs_that_are_no_numbers_agree_with_themselves(tmp_path: Path) -> No
     assert report.difference is not None and report.difference < 1e-5
 
 
-@BOTH
-def test_fixed_shapes(suffix: str, tmp_path: Path) -> None:
-    report = tk.export(nn.Linear(3, 2), tmp_path / f"m{suffix}", torch.ones(4, 3), dynamic_shapes=None)
+def test_fixed_shapes(tmp_path: Path) -> None:
+    report = tk.export(nn.Linear(3, 2), tmp_path / "m.onnx", torch.ones(4, 3), dynamic_shapes=None)
     assert report.checked == ("float32[4, 3]",)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - each program says it in its own way
-        outputs(tmp_path / f"m{suffix}", torch.ones(5, 3))
+    with pytest.raises(Exception, match="Got: 5 Expected: 4"):  # onnxruntime has classes of its own
+        outputs(tmp_path / "m.onnx", torch.ones(5, 3))
 
 
 def test_without_a_check_that_is_said(tmp_path: Path) -> None:
-    report = tk.export(Noisy(), tmp_path / "m.onnx", torch.ones(4, 3), tolerance=None)
+    report = tk.export(Noisy(), tmp_path / "m.pt2", torch.ones(4, 3), tolerance=None)
     assert report.difference is None and report.checked == () and "not checked" in str(report)
     with pytest.raises(ValueError, match="tolerance is nan"):
-        tk.export(Noisy(), tmp_path / "m.onnx", torch.ones(4, 3), tolerance=float("nan"))
+        tk.export(Noisy(), tmp_path / "m.pt2", torch.ones(4, 3), tolerance=float("nan"))
 
 
 def test_what_onnxruntime_cannot_run_is_no_export(tmp_path: Path) -> None:
@@ -224,7 +222,7 @@ def test_refusals(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.eigvals(x)
 
-    with pytest.raises(SaveError, match="cannot be written as ONNX"):
+    with pytest.raises(SaveError, match=r"cannot be written as ONNX: .*No ONNX function found for .*eig"):
         tk.export(Unknown(), tmp_path / "m.onnx", torch.eye(3), dynamic_shapes=None)
     assert list(tmp_path.iterdir()) == []
 
@@ -234,5 +232,5 @@ def test_a_graph_is_exported_on(tmp_path: Path) -> None:
 
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     tk.save(model, tmp_path / "m.safetensors", example_inputs=torch.ones(2, 3))
-    tk.export(load_graph(tmp_path / "m.safetensors"), tmp_path / "m.onnx", torch.ones(2, 3))
-    torch.testing.assert_close(outputs(tmp_path / "m.onnx", torch.ones(5, 3))[0], model(torch.ones(5, 3)))
+    tk.export(load_graph(tmp_path / "m.safetensors"), tmp_path / "whole.pt2", torch.ones(2, 3))
+    torch.testing.assert_close(outputs(tmp_path / "whole.pt2", torch.ones(5, 3))[0], model(torch.ones(5, 3)))

@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_a_graph_computes_and_has_the_state_flags_and_ties_of_the_model(tmp_path
 def test_the_graph_has_no_weights_and_the_weights_are_an_ordinary_file(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
     path = saved(model, tmp_path, torch.randn(2, 512))
-    assert path.with_suffix(".pt2").stat().st_size < 40_000 < 2_000_000 < path.stat().st_size
+    assert path.with_suffix(".pt2").stat().st_size < 40_000 and path.stat().st_size > 2_000_000
     fresh = copy.deepcopy(model)
     with torch.no_grad():
         fresh[0].weight.zero_()
@@ -131,12 +132,25 @@ def test_torch_alone_opens_the_graph_and_computes_nothing_that_could_be_mistaken
     assert program.module()(IMAGES).isnan().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_another_dtype(tmp_path: Path) -> None:
+    dtype = torch.bfloat16
     model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)).to(dtype)
     example = torch.randn(3, 5).to(dtype)
     made = load_graph(saved(model, tmp_path, example))
     assert torch.equal(made(example), model(example)) and made(example).dtype is dtype
+
+
+class Keeping(nn.Module):
+    """Keeps things while it runs, which in an export are no tensors of this world."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.last = x * 2
+        return self.last
 
 
 class Odd(nn.Module):
@@ -234,6 +248,9 @@ def test_saving_disturbs_neither_the_model_nor_the_generators(tmp_path: Path) ->
     generator = torch.get_rng_state()
     saved(model, tmp_path)
     assert state_bits(model) == before and torch.equal(torch.get_rng_state(), generator)
+    keeping = Keeping()
+    saved(keeping, tmp_path, torch.ones(2, 3))
+    assert keeping.calls == 0 and not hasattr(keeping, "last")
     assert [module.training for module in model.modules()] == modes
     model(IMAGES).sum().backward()
     assert all(one.grad is not None for one in model.parameters())
@@ -275,8 +292,8 @@ def test_a_graph_model_is_saved_loaded_and_copied_like_any_other(tmp_path: Path)
 def test_modes_stay_and_that_is_said(tmp_path: Path) -> None:
     model = TinyNet().eval()
     report = tk.save(model, tmp_path / "m.safetensors", example_inputs=IMAGES)
-    assert any("batch_norm and dropout stay" in note for note in report.notes)
-    with pytest.warns(GraphWarning, match="batch_norm and dropout stay so"):
+    assert any("in eval mode: batch_norm, dropout" in note for note in report.notes)
+    with pytest.warns(GraphWarning, match="exported in eval mode, and stays so .*: batch_norm, dropout"):
         made = load_graph(tmp_path / "m.safetensors")
     with pytest.warns(GraphWarning, match="exported in eval mode: train\\(\\) changes nothing"):
         assert made.train() is made
@@ -295,6 +312,52 @@ def test_a_graph_exported_in_train_mode_drops_and_normalises_batches(tmp_path: P
     assert not torch.equal(made.bn.running_mean, before) and made.bn.num_batches_tracked == 2
     with pytest.warns(GraphWarning, match="exported in train mode: eval\\(\\) changes nothing"):
         made.eval()
+
+
+def test_the_extra_state_of_modules_is_in_the_file_and_that_the_graph_has_none_is_said(tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"seen": torch.ones(2), "steps": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            self.state = state
+
+    report = tk.save(Extra(3, 2), tmp_path / "m.safetensors", example_inputs=torch.ones(2, 3))
+    assert any("extra state" in note for note in report.notes)
+    assert sorted(dict(load_graph(tmp_path / "m.safetensors").named_parameters())) == ["bias", "weight"]
+    fresh = Extra(3, 2)
+    tk.load_into(fresh, tmp_path / "m.safetensors")
+    assert fresh.state["steps"] == 3
+
+
+def test_a_frozen_part_keeps_its_mode_and_flags(tmp_path: Path) -> None:
+    model = TinyNet()
+    tk.freeze(model, "* but head")
+    made = load_graph(saved(model, tmp_path))
+    assert [name for name, one in made.named_parameters() if one.requires_grad] == ["head.weight", "head.bias"]
+    assert made.head.training and not made.bn.training
+    made(IMAGES)
+    assert made.bn.num_batches_tracked == 0
+
+
+class Placed(nn.Module):
+    """Makes tensors of its own, and has one that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.plain = torch.ones(3)
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) + torch.arange(3, device=x.device) + self.plain * self.mask
+
+
+def test_everything_goes_to_the_device(tmp_path: Path) -> None:
+    path = saved(Placed(), tmp_path, torch.ones(2, 3))
+    made = load_graph(path, device="meta")  # the one other device that is everywhere
+    assert made(torch.ones(5, 3, device="meta")).device.type == "meta"
+    assert {one.device.type for one in (*made.parameters(), *made.buffers())} == {"meta"}
 
 
 def test_a_model_without_modal_layers_is_loaded_without_a_word(tmp_path: Path) -> None:
@@ -423,7 +486,7 @@ def test_the_files_are_moved_and_renamed_together_or_not_at_all(tmp_path: Path) 
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     shutil.copy(path, folder / "new.safetensors")
-    with pytest.raises(RebuildError, match="m.pt2, which is not beside it") as caught:
+    with pytest.raises(RebuildError, match=r"m\.pt2, which is not beside it") as caught:
         load_graph(folder / "new.safetensors")
     assert "move both files" in caught.value.hint
     report = tk.verify(folder / "new.safetensors")
@@ -477,7 +540,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path, monke
 def test_a_name_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     path = saved(TinyNet().eval(), tmp_path)
     rewritten(path, lambda facts: facts["graph"].update(name="m.safetensors"))
-    with pytest.raises(UnsafeCheckpointError, match="no .pt2 file"):
+    with pytest.raises(UnsafeCheckpointError, match=r"no \.pt2 file"):
         load_graph(path)
 
 
@@ -554,7 +617,7 @@ def test_a_broken_program_with_the_right_digest_is_an_error_of_torchkeep(tmp_pat
 
     path = saved(TinyNet().eval(), tmp_path)
     replaced(path, emptied)
-    with pytest.raises(RebuildError, match="cannot load m.pt2"):
+    with pytest.raises(RebuildError, match=r"cannot load m\.pt2"):
         load_graph(path)
     path.with_suffix(".pt2").write_bytes(b"no archive at all")
     rewritten(
@@ -596,7 +659,7 @@ def test_opening_and_loading_weights_never_touches_the_graph(tmp_path: Path, mon
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EfficientNet-Lite0 with its ImageNet weights, saved with its graph."""
     model = EfficientNetLite0().eval()
     assert tk.load_into(model, imagenet_weights()).coverage == 1
@@ -607,7 +670,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
         [(images, model(images).detach()) for images in (example, example.repeat(3, 1, 1, 1)[:5] * 0.5)],
         folder / "outputs.pth",
     )
-    return folder / "lite0.safetensors", model
+    return folder / "lite0.safetensors"
 
 
 WITHOUT_CLASS = """
@@ -642,8 +705,8 @@ print(*losses)
 """
 
 
-def test_a_real_network_runs_and_trains_where_its_class_does_not_exist(real: tuple[Path, nn.Module]) -> None:
-    path, _ = real
+def test_a_real_network_runs_and_trains_where_its_class_does_not_exist(real: Path) -> None:
+    path = real
     assert path.with_suffix(".pt2").stat().st_size < path.stat().st_size / 20
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_CLASS, str(path), str(path.with_name("outputs.pth"))],
@@ -656,12 +719,4 @@ def test_a_real_network_runs_and_trains_where_its_class_does_not_exist(real: tup
     assert done.returncode == 0, done.stderr
     losses = [float(word) for word in done.stdout.split()]
     assert len(losses) == 20 and losses[-1] < 0.5 * losses[0]
-    assert sum(later < earlier for earlier, later in zip(losses, losses[1:], strict=False)) > 12
-
-
-def test_a_real_graph_computes_the_same_bits(real: tuple[Path, nn.Module]) -> None:
-    path, model = real
-    made = load_graph(path)
-    assert state_bits(made) == state_bits(model)
-    images = torch.randn(3, 3, 32, 32)
-    assert torch.equal(made(images), model(images))
+    assert sum(later < earlier for earlier, later in pairwise(losses)) > 12

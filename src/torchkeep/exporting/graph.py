@@ -70,6 +70,8 @@ def graph_beside(
     Raises:
         SaveError: the model cannot be exported, or the graph cannot be written; the block is not run.
     """
+    if not path.parent.is_dir():
+        raise SaveError(f"{path} cannot be written: there is no folder {path.parent}", hint="make the folder first")
     example = example_of(example_inputs)
     if contents.facts.empty:
         raise SaveError(
@@ -158,7 +160,7 @@ def _notes(graph: Graph, contents: Contents) -> Iterator[str]:
     what = "any batch" if graph.batch else "the sizes of dynamic_shapes, or of example_inputs alone"
     yield f"the graph is in {graph.name} ({human_bytes(graph.nbytes)}), exported in {graph.mode} mode for {what}"
     if graph.modal:
-        yield f"in the graph {' and '.join(graph.modal)} stay as they were exported, in {graph.mode} mode"
+        yield f"what stays in the graph as it was exported, in {graph.mode} mode: {', '.join(graph.modal)}"
     if contents.facts.tree is not msgspec.UNSET:
         yield "the extra state of the modules is in the file, and a model that is loaded as a graph has none"
 
@@ -286,8 +288,8 @@ def _as_model(program: ExportedProgram, ckpt: Checkpoint, graph: Graph) -> Graph
         made = GraphModel(program.module(), graph.name, graph.mode, flags)
     if graph.modal:
         warnings.warn(
-            f"{graph.name} was exported in {graph.mode} mode: {' and '.join(graph.modal)} stay so in the graph, "
-            "whatever train() and eval() say",
+            f"{graph.name} was exported in {graph.mode} mode, and stays so whatever train() and eval() say: "
+            f"{', '.join(graph.modal)}",
             GraphWarning,
             stacklevel=3,
         )

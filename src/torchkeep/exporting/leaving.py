@@ -87,7 +87,7 @@ def export(
     except OSError as error:
         raise save_error(error, target) from error
     if modal:
-        notes = (*notes, f"{' and '.join(modal)} are in eval mode in it")
+        notes = (*notes, f"in eval mode: {', '.join(modal)}")
     return ExportReport(
         path=str(target),
         bytes=nbytes,

@@ -38,7 +38,7 @@ def write_onnx(program: ExportedProgram, path: Path, said: Mapping[str, str]) ->
             made = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
         raise SaveError(
-            f"the model cannot be written as ONNX: {reason(error)}; nothing was written",
+            f"the model cannot be written as ONNX: {_why(error)}; nothing was written",
             hint="`.pt2` takes every operator of torch",
         ) from error
     assert made is not None
@@ -49,6 +49,15 @@ def write_onnx(program: ExportedProgram, path: Path, said: Mapping[str, str]) ->
     apart = sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor)) > _MOST
     made.save(str(path), external_data=apart)
     return (f"its weights are in {path.name}.data, which goes where it goes",) if apart else ()
+
+
+def _why(error: BaseException) -> str:
+    """The causes of an error of torch.onnx, which itself says only which step of three failed."""
+    causes = []
+    while error.__cause__ is not None:
+        error = error.__cause__
+        causes.append(reason(error))
+    return "; ".join(causes) or reason(error)
 
 
 @contextlib.contextmanager

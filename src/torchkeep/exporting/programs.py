@@ -69,8 +69,21 @@ def exported(model: nn.Module, example: Example, dynamic_shapes: Any) -> Exporte
 
 def _traced(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
     own = example.mapped(torch.Tensor.detach)  # torch marks the tensors that it is given, and the marks stay
-    with undisturbed():
+    with undisturbed(), _restored(model):
         return torch.export.export(model, own.positional, dict(own.named), dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """With the attributes of all modules as before: a forward that keeps something keeps what torch traced with."""
+    held = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for now, before in held:
+            for key in now.keys() - before.keys():
+                del now[key]
+            now.update(before)
 
 
 def _refusal(model: nn.Module, example: Example, shapes: Any, error: Exception) -> SaveError:
@@ -94,7 +107,10 @@ def _refusal(model: nn.Module, example: Example, shapes: Any, error: Exception) 
 def reason(error: BaseException) -> str:
     """What torch says, in one line: without its advice on logs and on itself."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    kept = [line.partition(" For more information")[0].partition(" If you're using")[0] for line in lines[:2]]
+    kept = [
+        line.partition(" For more information")[0].partition(" If you're using")[0].partition(" See the stack")[0]
+        for line in lines[:2]
+    ]
     text = " ".join(line for line in kept if not line.startswith(("Caused by", "consider using", "The error above")))
     return f"{type(error).__name__}: {text[:300].rstrip('. ')}"
 
