@@ -218,6 +218,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="there is no folder"):
         tk.export(nn.Linear(3, 2), tmp_path / "gone" / "m.pt2", torch.ones(4, 3))
 
+    with pytest.raises(SaveError, match="on the meta device"):
+        tk.export(nn.Linear(3, 2, device="meta"), tmp_path / "m.pt2", torch.ones(4, 3, device="meta"))
+
     class Unknown(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.eigvals(x)

@@ -495,6 +495,14 @@ def test_the_files_are_moved_and_renamed_together_or_not_at_all(tmp_path: Path) 
     assert torch.equal(load_graph(folder / "new.safetensors")(IMAGES), model(IMAGES))
 
 
+def test_a_converted_file_has_no_graph_and_that_is_said(tmp_path: Path) -> None:
+    path = saved(TinyNet().eval(), tmp_path)
+    report = tk.convert(path, tmp_path / "n.safetensors")
+    assert "the graph in m.pt2 belongs to" in str(report)
+    with pytest.raises(RebuildError, match="saved without a graph"):
+        load_graph(tmp_path / "n.safetensors")
+
+
 def test_without_a_graph_that_is_said(tmp_path: Path) -> None:
     tk.save(TinyNet(), tmp_path / "m.safetensors")
     with pytest.raises(RebuildError, match="saved without a graph"):
@@ -639,10 +647,30 @@ def test_weights_that_do_not_fit_their_graph_are_named(tmp_path: Path) -> None:
         RebuildError, match=r"'head.weight', float32\[5, 4\] in the file and float32\[3, 4\] in the graph"
     ):
         load_graph(path)
+    tk.save(TinyNet().eval(), path)
+    other = list(tk.open(path)).index("head.bias")
+
+    def demoted(facts: dict[str, Any]) -> None:
+        facts["graph"] = graph
+        facts["runs"]["parameters"] = [at for at in places(facts["runs"]["parameters"]) if at[0] != other]
+        facts["runs"]["parameters"] = [number for at in facts["runs"]["parameters"] for number in at]
+        facts["runs"]["buffers"] = [
+            number for at in sorted([*places(facts["runs"]["buffers"]), (other, 1)]) for number in at
+        ]
+
+    rewritten(path, demoted)
+    with pytest.raises(RebuildError, match=r"'head\.bias', which is a parameter on one side only"):
+        load_graph(path)
     tk.save(nn.Linear(2, 2), path)
     rewritten(path, lambda facts: facts.update(graph=graph))
     with pytest.raises(RebuildError, match="on one side only"):
         load_graph(path)
+
+
+def places(runs: list[int]) -> list[tuple[int, int]]:
+    """Runs [first, count, ...] as one (place, 1) for each place."""
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    return [(at, 1) for first, count in pairs for at in range(first, first + count)]
 
 
 def test_opening_and_loading_weights_never_touches_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

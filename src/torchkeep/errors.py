@@ -165,7 +165,7 @@ class PartialLoadError(LoadError):
 
 
 class OutputsDifferError(LoadError):
-    """The model was loaded, and what it computes is not what it should. It holds the new values.
+    """What is computed is not what should be: by a model that was loaded and holds the new values, or by an export.
 
     Attributes:
         difference: the largest absolute difference; infinite where the outputs are not alike at all.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.digests import digest_bytes
 from ..core.facts import Graph
 from ..core.limits import Limits
-from ..core.live import spec_of
+from ..core.live import live_tensors, spec_of, unwrapped
 from ..core.source import Held, Source, read_all
 from ..core.table import human_bytes, shorten
 from ..engines.files import TEMPORARY, sync_folder, write_file
@@ -35,10 +36,10 @@ from ..errors import (
     UnsafeCheckpointError,
     save_error,
 )
-from ..formats.pt2 import KIND, running
+from ..formats.pt2 import KIND, hazards
 from ..opening import PathLike, as_source, load, open_checkpoint
 from .examples import BATCH, Example, example_of, sizes
-from .programs import EXTRA, exported, modal_operators, mode_of, reason, undisturbed, without_weights
+from .programs import EXTRA, check_values, exported, modal_operators, mode_of, reason, undisturbed, without_weights
 from .running import GraphModel
 
 _PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -73,16 +74,12 @@ def graph_beside(
     if not path.parent.is_dir():
         raise SaveError(f"{path} cannot be written: there is no folder {path.parent}", hint="make the folder first")
     example = example_of(example_inputs)
-    if contents.facts.empty:
-        raise SaveError(
-            f"the model has no values: {shorten(contents.facts.empty, 3)} are on the meta device",
-            hint="load its weights first, or save it without example_inputs",
-        )
+    check_values(live_tensors(unwrapped(model)))
     program = exported(model, example, dynamic_shapes)
     _check_names(program, contents)
     _check_plain_inputs(example)
     modal = modal_operators(program)
-    data = without_weights(program, example, {EXTRA: msgspec.json.encode({"kind": KIND}).decode()})
+    data = without_weights(program, example, {EXTRA: json.dumps({"kind": KIND})})
     _check_readable(data)
     graph = Graph(
         name=f"{path.stem}.pt2",
@@ -242,7 +239,7 @@ def _check_plain(data: bytes, graph: Graph, limits: Limits) -> None:
         RebuildError: it is no program.
     """
     try:
-        trouble = running(Held(data, graph.name), limits)
+        trouble = hazards(Held(data, graph.name), limits)
     except OpenError as error:
         raise RebuildError(f"{graph.name} cannot be read: {error.brief}", hint="save the model again") from error
     if trouble:
@@ -269,6 +266,11 @@ def _give(program: ExportedProgram, state: Mapping[str, torch.Tensor], ckpt: Che
     own = {name: value for name, value in state.items() if ckpt.tensors[name].kind in {"parameter", "buffer"}}
     wanted = program.state_dict
     odd = [f"{name!r}, which is on one side only" for name in sorted(own.keys() ^ wanted.keys())]
+    odd += [
+        f"{name!r}, which is a parameter on one side only"
+        for name, value in own.items()
+        if name in wanted and isinstance(value, nn.Parameter) is not isinstance(wanted[name], nn.Parameter)
+    ]
     odd += [
         f"{name!r}, {spec_of(value)} in the file and {spec_of(wanted[name])} in the graph"
         for name, value in own.items()

@@ -24,7 +24,7 @@ from ..errors import OutputsDifferError, SaveError, save_error
 from ..loading.outputs import differences, quietly, run
 from .examples import BATCH, Example, example_of, longer, sizes
 from .onnxfile import check_installed, onnx_outputs, write_onnx
-from .programs import EXTRA, exported, modal_operators, packed, undisturbed
+from .programs import EXTRA, check_values, exported, modal_operators, packed, undisturbed
 
 Runner = Callable[[Example], list[torch.Tensor]]
 
@@ -73,6 +73,7 @@ def export(
     example = example_of(example_inputs)
     write, runner = _WRITERS[target.suffix]
     inner = unwrapped(model)
+    check_values(state_of(inner)[0])
     with quietly(inner):
         program = exported(inner, example, dynamic_shapes)
     said = _facts(inner, example, program, metadata)
@@ -101,7 +102,7 @@ def _facts(
     model: nn.Module, example: Example, program: ExportedProgram, metadata: Mapping[str, str] | None
 ) -> dict[str, str]:
     """What the file says of the model: text by name."""
-    state = {name: tensor for name, tensor in state_of(model)[0].items() if not tensor.is_meta}
+    state = state_of(model)[0]
     digests = dict(zip(state, digest_tensors(list(state.values())), strict=True))
     own = {
         "producer": ", ".join(f"{name} {version}" for name, version in PRODUCER.items()),

@@ -14,7 +14,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from ..core.live import unwrapped
+from ..core.live import AnyTensor, unwrapped
+from ..core.table import shorten
 from ..errors import SaveError
 from .examples import BATCH, Example, batched, shapes_of
 from .running import computing
@@ -36,6 +37,16 @@ def undisturbed() -> Iterator[None]:
         for message in _EXPECTED:
             warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def check_values(tensors: Mapping[str, AnyTensor]) -> None:
+    """Raises SaveError where tensors of a model are on the meta device: a graph of them computes nothing."""
+    empty = [name for name, tensor in tensors.items() if str(tensor.device) == "meta"]
+    if empty:
+        raise SaveError(
+            f"the model has no values: {shorten(empty, 3)} are on the meta device; nothing was written",
+            hint="load its weights first",
+        )
 
 
 def exported(model: nn.Module, example: Example, dynamic_shapes: Any) -> ExportedProgram:

@@ -158,7 +158,7 @@ def _signature(program: dict[str, Any]) -> dict[str, str]:
     return kinds
 
 
-def running(source: Source, limits: Limits) -> list[str]:
+def hazards(source: Source, limits: Limits) -> list[str]:
     """The records of which torch.export.load would load code or unpickle more than plain values: the trouble in each.
 
     Raises:
