@@ -547,9 +547,11 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path, monke
 
 def test_a_name_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     path = saved(TinyNet().eval(), tmp_path)
-    rewritten(path, lambda facts: facts["graph"].update(name="m.safetensors"))
-    with pytest.raises(UnsafeCheckpointError, match=r"no \.pt2 file"):
-        load_graph(path)
+    for name in ("m.safetensors", "\x1b[2Jm.pt2", ""):
+        rewritten(path, lambda facts, name=name: facts["graph"].update(name=name))
+        with pytest.raises(UnsafeCheckpointError, match=r"no \.pt2 file") as caught:
+            load_graph(path)
+        assert "\x1b" not in str(caught.value)
 
 
 def replaced(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:

@@ -203,7 +203,7 @@ def load_graph(
 def _beside(source: Source, graph: Graph) -> bytes:
     """The bytes of the graph: under the name that the file says, or under the file's own where both were renamed."""
     own = f"{Path(source.name).stem}.pt2"
-    if not graph.name.endswith(".pt2"):
+    if not (graph.name.endswith(".pt2") and graph.name.isprintable()):
         raise UnsafeCheckpointError(
             f"names {graph.name[:100]!r} as its graph, which is no .pt2 file", file=source.name, hint="do not use it"
         )
