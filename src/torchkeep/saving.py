@@ -16,6 +16,8 @@ from .edit.casting import cast_notes
 from .edit.flat import standing
 from .engines.files import AUTO, check_engine
 from .errors import SaveError
+from .exporting.examples import BATCH
+from .exporting.graph import graph_beside
 from .lineage import Given, as_about
 from .sharding import shard_size
 from .writing import check_apart, write_contents
@@ -29,6 +31,8 @@ def save(
     engine: str = AUTO,
     max_shard_size: int | str | None = None,
     about: Given = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = BATCH,
 ) -> SaveReport:
     """Save a model, or anything made of tensors, numbers, strings, lists and dicts, as one safetensors file.
 
@@ -53,11 +57,16 @@ def save(
         about: facts of the model that travel in the file, a `tk.About` or a dict: `licence`, `source`, `training_data`,
             `classes`, `preprocessing`, `text`, and `parents`, the files it was made of. What its tensors were loaded
             from is among the parents anyway. Of a Checkpoint, a dict changes what it names and parents are added.
+        example_inputs: what a model is called with, to save its graph too, in `flowers.pt2` beside
+            `flowers.safetensors` and without the weights: a tensor, a tuple of positional or a dict of named arguments.
+            The graph is the model in the modes it is in.
+        dynamic_shapes: which sizes of the inputs are free in the graph: `batch`, the first one of every tensor; None,
+            no size at all; or what torch.export takes.
 
     Raises:
         UnsavableError: something in `obj` cannot be written without pickle; `.path` says where.
         NoSpaceError: the disk is full.
-        SaveError: the file cannot be written there.
+        SaveError: the file cannot be written there, or the model cannot be exported as a graph.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -66,6 +75,11 @@ def save(
         )
     check_engine(engine)
     most = None if max_shard_size is None else shard_size(max_shard_size)
+    if example_inputs is not None and (most is not None or not isinstance(obj, nn.Module)):
+        raise SaveError(
+            "a graph is saved beside the one file of a live model",
+            hint="leave out max_shard_size" if most is not None else "example_inputs is for an nn.Module alone",
+        )
     if isinstance(obj, Checkpoint):
         obj = standing(obj)
         obj = obj if about is None else replace(obj, about=as_about(about, obj.about))
@@ -74,4 +88,7 @@ def save(
         said = (finding.message for finding in obj.findings if finding.code == EDITED)
         return replace(report, notes=(*report.notes, *said, *cast_notes(obj.values())))
     contents = of_module(obj, about) if isinstance(obj, nn.Module) else of_object(obj, about=about)
+    if example_inputs is not None:
+        with graph_beside(obj, contents, target, example_inputs, dynamic_shapes, durable=durable) as contents:
+            return write_contents(contents, target, durable=durable, engine=engine)
     return write_contents(contents, target, most=most, durable=durable, engine=engine)

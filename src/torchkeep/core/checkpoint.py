@@ -278,11 +278,16 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("loaded from", counted(self.origins)),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
                 *self.about.lines(short=True),
+                ("graph", self._graph()),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
             rows=tuple(rows),
             notes=(*map(str, self.findings), *_listed(self.surgery)),
         )
+
+    def _graph(self) -> str:
+        graph = getattr(self.facts, "graph", None)
+        return f"{graph.name}, exported in {graph.mode} mode" if graph else ""
 
     def __str__(self) -> str:
         return str(self.table())
