@@ -17,12 +17,13 @@ import torch
 from ..core.tensors import LazyTensor
 from ..core.tree import Record
 from ..errors import UnsavableError
+from ._torch_versions import TorchVersion
 
 _PROTO, _STOP, _MARK = b"\x80\x02", b".", b"("
 _NONE, _TRUE, _FALSE = b"N", b"\x88", b"\x89"
 _REDUCE, _BUILD, _PERSISTENT = b"R", b"b", b"Q"
 _EMPTY_TUPLE, _TUPLE, _SHORT_TUPLES = b")", b"t", (b"\x85", b"\x86", b"\x87")
-_EMPTY_LIST, _APPENDS, _EMPTY_DICT, _SETITEMS = b"]", b"e", b"}", b"u"
+_EMPTY_LIST, _APPEND, _APPENDS, _EMPTY_DICT, _SETITEM, _SETITEMS = b"]", b"a", b"e", b"}", b"s", b"u"
 _BATCH = 1000
 _LONG_BYTES = 255
 _TEXT_BYTES = (1 << 32) - 1
@@ -65,7 +66,12 @@ _SET, _COMPLEX, _BYTEARRAY = Name("builtins", "set"), Name("builtins", "complex"
 _ENCODE = Name("_codecs", "encode")
 
 
-def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]], other: Callable[[Any], Any]) -> bytes:
+def write_pickle(
+    root: Any,
+    tensor: Callable[[LazyTensor], tuple[object, Call]],
+    other: Callable[[Any], Any],
+    version: TorchVersion | None = None,
+) -> bytes:
     """Plain values and tensors as a pickle; what was shared stays shared, cycles stay cycles.
 
     Args:
@@ -74,11 +80,12 @@ def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]],
         tensor: from a lazy tensor to a key, equal for tensors that are one, and the call that makes it.
         other: what to write in the place of any other value, or of a tuple inside of itself: one of these, or another
             such value. For one value it answers the same object each time.
+        version: of torch, for whose unpickler names are written; dtypes that it has not are other values.
 
     Raises:
         UnsavableError: a value is none of these, or larger than a pickle of this kind can say.
     """
-    writer = _Writer(tensor, other)
+    writer = _Writer(tensor, other, version)
     stack: list[Iterator[Any]] = [writer.emit(root)]
     while stack:
         for child in stack[-1]:
@@ -91,8 +98,14 @@ def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]],
 
 
 class _Writer:
-    def __init__(self, tensor: Callable[[LazyTensor], tuple[object, Call]], other: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        tensor: Callable[[LazyTensor], tuple[object, Call]],
+        other: Callable[[Any], Any],
+        version: TorchVersion | None,
+    ) -> None:
         self.out = bytearray()
+        self._version = version
         self._tensor = tensor
         self._other = other
         self._memo: dict[object, int] = {}
@@ -146,6 +159,8 @@ class _Writer:
         elif kind is complex:
             self._whole(Call(_COMPLEX, (value.real, value.imag)))
         elif kind is torch.dtype:
+            if self._version is not None and not self._version.has_dtype(value):
+                return False
             self._name(Name("torch", str(value).removeprefix("torch.")))
         elif kind is torch.device:
             self._whole(Call(Name("torch", "device"), (str(value),)))
@@ -183,7 +198,10 @@ class _Writer:
 
     def _name(self, name: Name) -> None:
         if not self._known(name):
-            self.out += f"c{name.module}\n{name.name}\n".encode()
+            module = name.module
+            if module == "builtins" and self._version is not None:
+                module = self._version.builtins
+            self.out += f"c{module}\n{name.name}\n".encode()
             self._remember(name)
 
     def _whole(self, call: Call) -> None:
@@ -261,9 +279,9 @@ class _Writer:
     def _appended(self, values: Iterable[Any]) -> _Emission:
         source = iter(values)
         while batch := list(islice(source, _BATCH)):
-            self.out += _MARK
+            self.out += _MARK if len(batch) > 1 else b""
             yield from batch
-            self.out += _APPENDS
+            self.out += _APPENDS if len(batch) > 1 else _APPEND
 
     def _dict(self, value: dict[Any, Any]) -> _Emission:
         self.out += _EMPTY_DICT
@@ -289,11 +307,11 @@ class _Writer:
     def _items(self, value: dict[Any, Any]) -> _Emission:
         source = iter(value.items())
         while batch := list(islice(source, _BATCH)):
-            self.out += _MARK
+            self.out += _MARK if len(batch) > 1 else b""
             for key, child in batch:
                 yield self._key(key)
                 yield child
-            self.out += _SETITEMS
+            self.out += _SETITEMS if len(batch) > 1 else _SETITEM
 
     def _set(self, value: set[Any]) -> _Emission:
         self._name(_SET)
