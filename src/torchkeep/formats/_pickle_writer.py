@@ -41,10 +41,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that the reader makes."""
+    """A call that the reader makes; of equal ones that give one object, such as a layout, `once` makes one."""
 
     function: Name
     args: tuple[Any, ...]
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def write_pickle(
         tensor: from a lazy tensor to a key, equal for tensors that are one, and the call that makes it.
         other: what to write in the place of any other value, or of a tuple inside of itself: one of these, or another
             such value. For one value it answers the same object each time.
-        version: of torch, for whose unpickler names are written; dtypes that it has not are other values.
+        version: of torch, as which this is written, to the numbers of what nobody refers to; dtypes that it does not
+            have are other values.
 
     Raises:
         UnsavableError: a value is none of these, or larger than a pickle of this kind can say.
@@ -138,8 +140,11 @@ class _Writer:
         if made is None:
             yield from self.emit(self._other(value))  # known by itself from now on, so that cycles close
             return
-        if type(value) is Call:
+        if type(value) is Call and not value.once:
             yield from self._call(value)
+            self._number()
+        elif type(value) is Call:
+            yield from self._once(value, value, self._call(value))
         else:
             yield from self._once(id(value), value, made(value))
 
@@ -193,7 +198,7 @@ class _Writer:
         if len(data) > _TEXT_BYTES:
             raise UnsavableError(f"a text of {len(data):,} bytes cannot be written for torch.load")
         self.out += b"X" + struct.pack("<I", len(data)) + data
-        if len(data) < 200:
+        if len(data) < 200 or self._version is not None:
             self._remember(value)
 
     def _name(self, name: Name) -> None:
@@ -216,7 +221,9 @@ class _Writer:
             else:
                 self.scalar(arg)
         self._close_tuple(len(call.args))
+        self._number()
         self.out += _REDUCE
+        self._number()
 
     def _close_tuple(self, count: int) -> None:
         self.out += _SHORT_TUPLES[count - 1] if 1 <= count <= 3 else _TUPLE
@@ -230,6 +237,11 @@ class _Writer:
     def _remember(self, key: object) -> None:
         index = self._memo[key] = len(self._memo)
         self.out += b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
+
+    def _number(self) -> None:
+        """Count an object that nobody refers to again, as the pickler of Python does."""
+        if self._version is not None:
+            self._remember(object())
 
     def _once(self, key: object, value: Any, emission: _Emission) -> _Emission:
         if not self._known(key):
@@ -261,6 +273,7 @@ class _Writer:
             else:
                 yield value
         self._close_tuple(len(values))
+        self._number()
 
     def _tuple(self, value: tuple[Any, ...]) -> _Emission:
         if not value:
@@ -316,8 +329,10 @@ class _Writer:
     def _set(self, value: set[Any]) -> _Emission:
         self._name(_SET)
         self.out += _EMPTY_LIST
+        self._number()
         yield from self._appended(map(self._key, value))
         self._close_tuple(1)
+        self._number()
         self.out += _REDUCE
 
     def _key(self, value: Any) -> Any:

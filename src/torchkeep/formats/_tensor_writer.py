@@ -97,8 +97,10 @@ class _Storages:
         """A key, equal for tensors that are one, and the call that makes the tensor."""
         if self._version is not None:
             self._version.check(tensor)
-        meta = tensor.device == "meta"
-        key = ((id(tensor),) if meta else tensor.identity, tensor.kind, tensor.requires_grad)
+        key: object = (tensor.identity, tensor.kind, tensor.requires_grad)
+        own = self._version is not None and tensor.kind != "parameter"  # torch knows nothing of equal tensors
+        if own or tensor.device == "meta":
+            key = (id(tensor), tensor.kind, tensor.requires_grad)
         if tensor.kind != "parameter":
             return key, self._tensor(tensor, tensor.requires_grad)
         data = self._tensor(tensor, False)
@@ -185,7 +187,7 @@ class _Storages:
         parts = {name: self._tensor(part, False) for name, part in tensor.parts.items()}
         if isinstance(how, Nested):
             return _call("_rebuild_nested_tensor", *(parts[name] for name in ("buffer", "sizes", "strides", "offsets")))
-        layout = Call(Name("torch.serialization", "_get_layout"), (f"torch.{how.layout}",))
+        layout = Call(Name("torch.serialization", "_get_layout"), (f"torch.{how.layout}",), once=True)
         size = Call(Name("torch", "Size"), (tensor.spec.shape,))
         function = "_rebuild_sparse_tensor"
         if isinstance(how, Coo):

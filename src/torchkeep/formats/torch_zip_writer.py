@@ -24,7 +24,7 @@ from ._torch_versions import TorchVersion
 _ALIGN = 64
 _MOST = 0xFFFFFFFF
 _UTF8, _DESCRIPTOR = 0x0800, 0x0008
-_VERSION64 = 45
+_VERSION64, _MADE_BY = 45, 0x031E
 _ID_DIGITS = 40
 
 
@@ -113,7 +113,7 @@ class Archive:
         return b"".join(
             (
                 headers,
-                END64.pack(b"PK\6\6", 44, _VERSION64, _VERSION64, 0, 0, count, count, nbytes, self.directory),
+                END64.pack(b"PK\6\6", 44, _MADE_BY, _VERSION64, 0, 0, count, count, nbytes, self.directory),
                 LOCATOR.pack(b"PK\6\7", 0, self.directory + nbytes, 1),
                 END.pack(b"PK\5\6", 0, 0, short, short, min(nbytes, _MOST), min(self.directory, _MOST), 0),
             )
