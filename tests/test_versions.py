@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickletools
 import re
 import zipfile
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 # One version of each layout, and those next to where one begins.
-VERSIONS = ("0.4", "1.0.1", "1.1", "1.4", "1.5", "1.6", "1.8", "1.9", "1.12", "1.13.1", "2.0", "2.1", "2.2", "2.6", "2.7", "2.15")
+VERSIONS = ("0.4", "1.0.1", "1.4", "1.6", "1.8", "1.9", "1.13.1", "2.0", "2.1", "2.2", "2.6", "2.15")
 WRITERS = ("1.1.0-py3.6", "1.3.1-py3.6", "1.4.0-py3.6", "1.5.1-py3.6", "1.6.0-py3.7", "1.8.1-py3.8", "1.12.1-py3.7",
            "2.0.1-py3.9", "2.4.1-py3.10", "2.6.0-py3.11", "2.8.0-py3.10", "2.13.0-py3.11")  # fmt: skip
 STATES = ("cnn_state_dict.pth", "many_tensors.pth", "nested_state_dict.pth", "shared_views.pth", "dtypes.pth",
@@ -143,7 +142,7 @@ def without_id(data: bytes) -> bytes:
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_file_is_what_that_version_wrote(checkpoints: Path, tmp_path: Path, writer: str) -> None:
     """Byte for byte, but for the addresses that old storages are named by and for half of the id of the file."""
-    version = writer.split("-")[0]
+    version = writer.partition("-")[0]
     compared, alike = 0, 0
     for name in STATES:
         old, new = checkpoints / f"torch{writer}" / name, tmp_path / name
@@ -199,7 +198,7 @@ PLAIN = ("torch", "collections OrderedDict", "_codecs encode")  # a Counter is m
 def test_a_training_checkpoint_differs_in_what_is_replaced(
     checkpoints: Path, tmp_path: Path, writer: str, name: str
 ) -> None:
-    version = writer.split("-")[0]
+    version = writer.partition("-")[0]
     old, new = checkpoints / f"torch{writer}" / name, tmp_path / name
     report = tk.convert(old, new, for_torch=version)
     theirs, ours = dict(items_of(taken_apart(old).pickle)), dict(items_of(taken_apart(new).pickle))
@@ -251,14 +250,14 @@ OLD_OPCODES = {
 
 def everything(version: tuple[int, ...]) -> dict[str, Any]:
     """An object of all that a version can open."""
-    base = torch.arange(12.0)
+    base, counted = torch.arange(12.0), torch.arange(64, dtype=torch.uint8)
     shared = nn.Parameter(torch.ones(2, 2))
     model = TinyNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)  # later options of Adam name later versions
     train_epoch(model, optimizer)
     return {
         "every": {
-            name: (torch.arange(64, dtype=torch.uint8) % 2).bool() if name == "bool" else torch.arange(64, dtype=torch.uint8).view(row.torch)
+            name: counted % 2 == 1 if name == "bool" else counted.clone().view(row.torch)
             for name, row in DTYPES.items()
             if DTYPES_SINCE[name] <= version
         },
@@ -425,7 +424,8 @@ def test_what_names_no_version_is_refused(tmp_path: Path, text: Any) -> None:
 
 
 def test_versions_are_spelled_in_many_ways_and_end_on_both_sides(tmp_path: Path) -> None:
-    for text in ("1.13", "1.13.1", "torch==1.13.1", "torch == 1.13.1", " 1.13.1+cu117", "1.13.0a0+git1234", "1.13.1.post2"):
+    more = (" 1.13.1+cu117", "1.13.0a0+git1234", "1.13.1.post2")
+    for text in ("1.13", "1.13.1", "torch==1.13.1", "torch == 1.13.1", *more):
         assert torch_version(text).number == (1, 13)
     assert torch_version("0.4.1").number == OLDEST and torch_version("2.15").number == NEWEST
     with pytest.raises(SaveError, match=r"torch 0\.3") as old:
@@ -501,7 +501,7 @@ def test_models_become_state_dicts_and_ties_stay(tmp_path: Path) -> None:
             assert state["fc.weight"].data_ptr() == state["tied.weight"].data_ptr()
             other = TinyNet()
             other.load_state_dict(state)
-            assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+            assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("version", ["1.4", "1.8", "2.0"])
@@ -564,9 +564,48 @@ def test_a_write_that_fails_leaves_nothing_and_no_source_is_written_over(tmp_pat
     (tmp_path / "old.pth").write_bytes(data[:-100])
     with pytest.raises(OpenError, match="truncated"):
         tk.convert(tmp_path / "old.pth", tmp_path / "new.pth", for_torch="1.4")
-    assert os.listdir(tmp_path) == ["old.pth"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "old.pth"]
     (tmp_path / "old.pth").write_bytes(data)
     steps: list[tuple[int, int]] = []
     tk.convert(tmp_path / "old.pth", tmp_path / "new.pth", for_torch="1.4", progress=lambda *step: steps.append(step))
     assert steps[-1][0] == steps[-1][1] == (tmp_path / "new.pth").stat().st_size
     assert MAGIC.to_bytes(10, "little") in (tmp_path / "new.pth").read_bytes()[:15]
+
+
+def test_the_command_line_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torchkeep.cli.app import main
+
+    torch.save({"w": torch.ones(2).bfloat16(), "f": frozenset({1})}, tmp_path / "new.pth")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+            patch.setattr("sys.argv", ["torchkeep", "convert", str(tmp_path / "new.pth"), *arguments])
+            main()
+        out, err = capsys.readouterr()
+        return int(str(caught.value.code or 0)), out, err
+
+    target = str(tmp_path / "old.pth")
+    code, _, err = call(target, "--for", "torch==1.1")
+    assert code == UnsavableError.exit_code and "torch 1.2 is the first" in err and not Path(target).exists()
+    code, out, _ = call(target, "--for", "torch==1.1", "--dtype", "float32", "--json")
+    assert code == 0 and "1 frozensets as sets" in json.loads(out)["notes"]
+    assert torch.equal(torch.load(target)["w"], torch.ones(2)) and tk.open(target).format == "torch_legacy"
+    code, _, err = call(target, "--for", "0.2")
+    assert code == SaveError.exit_code and "oldest" in err
+
+
+def test_each_says_what_is_in_a_file_as_the_other(tmp_path: Path) -> None:
+    """What the interpreters of old versions run, run by this one: it has to be able to find a difference."""
+    import subprocess
+    import sys
+
+    torch.save(everything((1, 13)), tmp_path / "a.pth")
+    tk.convert(tmp_path / "a.pth", tmp_path / "b.pth", for_torch="1.13")
+    changed = torch.load(tmp_path / "a.pth")
+    changed["view"][0] += 1
+    torch.save(changed, tmp_path / "c.pth")
+    files = [str(tmp_path / f"{name}.pth") for name in "abc"]
+    command = [sys.executable, str(Path(__file__).parent / "old_reader.py"), *files]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert json.loads(said[0])[0] == torch.__version__ and len(said) == 4
+    assert json.loads(said[1])[0] == "dict" and said[1] == said[2] != said[3]
