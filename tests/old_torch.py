@@ -115,8 +115,10 @@ def quantized(version: Version) -> Any:
         scales, zeros = torch.rand(4, dtype=torch.float64), torch.tensor([0, 1, -1, 2])
         found["channels"] = torch.quantize_per_channel(dense, scales, zeros, 0, torch.qint8)
     if version >= KINDS_SINCE["per_channel_affine_float_qparams"]:
-        rows = torch.quantize_per_channel(dense, scales.float(), zeros.float(), 0, torch.quint8)
-        found["rows"] = rows
+        for dtype in (torch.quint8, torch.quint4x2, torch.quint2x4):
+            if DTYPES_SINCE[str(dtype).removeprefix("torch.")] <= version:
+                rows = torch.quantize_per_channel(dense, scales.float(), zeros.float(), 0, dtype)
+                found[f"rows {dtype}"] = rows
     return found
 
 

@@ -25,7 +25,7 @@ from torchkeep.core.checkpoint import Checkpoint
 from torchkeep.core.tensors import DTYPES, TensorSpec
 from torchkeep.core.tree import leaves
 from torchkeep.errors import OpenError, SaveError, UnsavableError
-from torchkeep.formats._torch_versions import DTYPES_SINCE, NEWEST, OLDEST, torch_version
+from torchkeep.formats._torch_versions import DTYPES_SINCE, KINDS_SINCE, NEWEST, OLDEST, torch_version
 from torchkeep.formats.torch_legacy import MAGIC
 
 pytestmark = pytest.mark.filterwarnings(
@@ -442,6 +442,14 @@ def test_versions_are_spelled_in_many_ways_and_end_on_both_sides(tmp_path: Path)
 def test_every_dtype_has_a_first_version() -> None:
     quantized = {"qint8", "quint8", "qint32", "quint4x2", "quint2x4"}
     assert DTYPES.keys() <= DTYPES_SINCE.keys() and quantized <= DTYPES_SINCE.keys()
+
+
+def test_the_table_of_the_docs_is_the_one_in_the_code() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "versions.md").read_text()
+    rows = re.findall(r"^\| (.*?) \| (\d+\.\d+) \| .* \|$", text, flags=re.MULTILINE)
+    told = {name: number(first) for what, first in rows for name in re.findall(r"`(\w+)`", what)}
+    assert told == DTYPES_SINCE
+    assert {number(first) for _, first in rows} == {*DTYPES_SINCE.values(), *KINDS_SINCE.values()}
 
 
 # Odd cases
