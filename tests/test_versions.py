@@ -325,6 +325,22 @@ def test_what_reading_says_of_a_writer_is_told_apart() -> None:
     assert includes("torch", (0, 4)) and includes("torch 1.4", (1, 4)) and not includes("torch 1.4", (1, 5))
 
 
+def test_reading_bounds_the_version_of_every_real_writer(checkpoints: Path) -> None:
+    """Of the files that versions wrote, each is said to be of versions among which the true one is."""
+    bounded = compared = 0
+    for path in sorted(path for path in checkpoints.glob("torch*/*.p*t*") if path.suffix in {".pt", ".pth"})[::3]:
+        version = number(path.parent.name.removeprefix("torch").partition("-")[0])
+        try:
+            producer = tk.open(path).provenance.producer
+        except OpenError:
+            continue
+        if "torchkeep" not in producer and path.parent.name != "torch2.13.0-extras":
+            assert includes(producer.partition(",")[0], version), (path.name, producer)
+            compared += 1
+            bounded += producer != "torch"
+    assert compared > 100 and bounded > compared / 2
+
+
 LAYOUTS = {
     "1.8": ["archive/", "data.pkl", "data/*", "data/*", "version"],
     "1.12.1": ["archive/", "data.pkl", "data/*", "data/*", "version"],

@@ -27,7 +27,7 @@ from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
 from .formats._pickle_writer import Unhashable
-from .formats._torch_versions import TorchVersion, torch_version
+from .formats._torch_versions import TODAY, TorchVersion, torch_version
 from .formats.torch_legacy_writer import LegacyFile, lay_out_legacy
 from .formats.torch_zip_writer import Archive, lay_out
 from .opening import PathLike, open_checkpoint
@@ -73,13 +73,13 @@ def convert(
         UnsavableError: a tensor is of a dtype or a layout that the version in `for_torch` does not have.
     """
     path = Path(target)
-    version = None if for_torch is None else torch_version(for_torch)
+    version = TODAY if for_torch is None else torch_version(for_torch)
     if path.suffix not in {".safetensors", *TORCH_SUFFIXES}:
         endings = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise SaveError(f"{path} has another ending than {endings}", hint="the ending says what is written")
     if max_shard_size is not None and path.suffix != ".safetensors":
         raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
-    if version is not None and path.suffix == ".safetensors":
+    if version.exact and path.suffix == ".safetensors":
         endings = ", ".join(TORCH_SUFFIXES)
         raise SaveError("safetensors files are the same for every torch", hint=f"give a target that ends in {endings}")
     most = None if max_shard_size is None else shard_size(max_shard_size)
@@ -107,18 +107,18 @@ def convert(
 
 
 def _for_torch(
-    ckpt: Checkpoint, path: Path, model_only: bool, version: TorchVersion | None, progress: Progress | None
+    ckpt: Checkpoint, path: Path, model_only: bool, version: TorchVersion, progress: Progress | None
 ) -> tuple[SaveReport, tuple[str, ...]]:
     """Write what torch.load opens with weights_only, or what it opens in another version."""
     started = time.perf_counter()
     stand_ins = _StandIns(version)
     module = ckpt.kind == "module" or (isinstance(ckpt.tree, Record) and ckpt.tree.is_module)
     root = _state_dict(ckpt) if module or model_only or ckpt.tree is ABSENT else ckpt.tree
-    if version is not None:
+    if version.exact:
         for leaf in trees.leaves(root):
             version.check(leaf.tensor, leaf.name)
     file: Archive | LegacyFile
-    if version is not None and version.is_legacy:
+    if version.is_legacy:
         file = lay_out_legacy(root, stand_ins, version)
     else:
         file = lay_out(root, path.stem, stand_ins, version)
@@ -165,7 +165,7 @@ class _StandIns:
         version: of torch, which may have fewer dtypes than today's.
     """
 
-    version: TorchVersion | None = None
+    version: TorchVersion = TODAY
     counts: Counter[str] = field(default_factory=Counter)
     _made: dict[tuple[bool, int], tuple[Any, Any]] = field(default_factory=dict)
     _leaves: int = 0
@@ -231,7 +231,7 @@ class _StandIns:
             tensor = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
         except TypeError:
             return self._told(None, f"arrays of {value.dtype} as None")
-        if self.version is None or self.version.has_dtype(tensor.dtype):
+        if self.version.has_dtype(tensor.dtype):
             return self._told(held_tensor(tensor, "array"), "NumPy arrays as tensors")
         wider = _WIDER.get(str(value.dtype))
         if wider is None:

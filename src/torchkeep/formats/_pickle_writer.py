@@ -17,7 +17,7 @@ import torch
 from ..core.tensors import LazyTensor
 from ..core.tree import Record
 from ..errors import UnsavableError
-from ._torch_versions import TorchVersion
+from ._torch_versions import TODAY, TorchVersion
 
 _PROTO, _STOP, _MARK = b"\x80\x02", b".", b"("
 _NONE, _TRUE, _FALSE = b"N", b"\x88", b"\x89"
@@ -71,7 +71,7 @@ def write_pickle(
     root: Any,
     tensor: Callable[[LazyTensor], tuple[object, Call]],
     other: Callable[[Any], Any],
-    version: TorchVersion | None = None,
+    version: TorchVersion = TODAY,
 ) -> bytes:
     """Plain values and tensors as a pickle; what was shared stays shared, cycles stay cycles.
 
@@ -81,8 +81,7 @@ def write_pickle(
         tensor: from a lazy tensor to a key, equal for tensors that are one, and the call that makes it.
         other: what to write in the place of any other value, or of a tuple inside of itself: one of these, or another
             such value. For one value it answers the same object each time.
-        version: of torch, as which this is written, to the numbers of what nobody refers to; dtypes that it does not
-            have are other values.
+        version: of torch, for whose unpickler this is; dtypes that it does not have are other values.
 
     Raises:
         UnsavableError: a value is none of these, or larger than a pickle of this kind can say.
@@ -104,7 +103,7 @@ class _Writer:
         self,
         tensor: Callable[[LazyTensor], tuple[object, Call]],
         other: Callable[[Any], Any],
-        version: TorchVersion | None,
+        version: TorchVersion,
     ) -> None:
         self.out = bytearray()
         self._version = version
@@ -164,7 +163,7 @@ class _Writer:
         elif kind is complex:
             self._whole(Call(_COMPLEX, (value.real, value.imag)))
         elif kind is torch.dtype:
-            if self._version is not None and not self._version.has_dtype(value):
+            if not self._version.has_dtype(value):
                 return False
             self._name(Name("torch", str(value).removeprefix("torch.")))
         elif kind is torch.device:
@@ -198,14 +197,12 @@ class _Writer:
         if len(data) > _TEXT_BYTES:
             raise UnsavableError(f"a text of {len(data):,} bytes cannot be written for torch.load")
         self.out += b"X" + struct.pack("<I", len(data)) + data
-        if len(data) < 200 or self._version is not None:
+        if len(data) < 200 or self._version.exact:
             self._remember(value)
 
     def _name(self, name: Name) -> None:
         if not self._known(name):
-            module = name.module
-            if module == "builtins" and self._version is not None:
-                module = self._version.builtins
+            module = self._version.builtins if name.module == "builtins" else name.module
             self.out += f"c{module}\n{name.name}\n".encode()
             self._remember(name)
 
@@ -240,7 +237,7 @@ class _Writer:
 
     def _number(self) -> None:
         """Count an object that nobody refers to again, as the pickler of Python does."""
-        if self._version is not None:
+        if self._version.exact:
             self._remember(object())
 
     def _once(self, key: object, value: Any, emission: _Emission) -> _Emission:

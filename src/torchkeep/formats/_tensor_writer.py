@@ -14,7 +14,7 @@ from ..core.source import Buffer
 from ..core.tensors import DTYPES, LazyTensor, contiguous_stride, dtype_name
 from ..errors import UnsavableError
 from ._pickle_writer import Call, Name, Persistent, write_pickle
-from ._torch_versions import TorchVersion
+from ._torch_versions import TODAY, TorchVersion
 
 _UNTYPED = Name("torch.storage", "UntypedStorage")
 _HOOKS = Call(Name("collections", "OrderedDict"), ())  # where the hooks stood that nobody writes
@@ -51,13 +51,13 @@ class Pickled:
     notes: tuple[str, ...] = ()
 
 
-def pickled(root: Any, other: Callable[[Any], Any], version: TorchVersion | None = None) -> Pickled:
+def pickled(root: Any, other: Callable[[Any], Any], version: TorchVersion = TODAY) -> Pickled:
     """Everything but the bytes of the storages.
 
     Args:
         root: plain values and lazy tensors, as `write_pickle` takes them.
         other: what to write in the place of values that such a file cannot have.
-        version: of torch, whose ways are kept; of today's if None.
+        version: of torch, whose ways are kept.
 
     Raises:
         UnsavableError: something in `root` cannot be said, or not to that version.
@@ -78,12 +78,12 @@ class _Storages:
         mixed: storages that tensors of several dtypes use, and that can be written as bytes without a dtype.
     """
 
-    def __init__(self, version: TorchVersion | None, mixed: Collection[object] = ()) -> None:
+    def __init__(self, version: TorchVersion, mixed: Collection[object] = ()) -> None:
         """Storages in `mixed` are written as bytes without a dtype."""
         self.stored: dict[object, Stored] = {}
         self.mixed: set[object] = set()
         self._version = version
-        self._typed = version is not None and not version.has_untyped
+        self._typed = not version.has_untyped
         self._untyped = frozenset(mixed)
         self._kinds: dict[object, set[str]] = {}
 
@@ -95,16 +95,15 @@ class _Storages:
 
     def reduced(self, tensor: LazyTensor) -> tuple[object, Call]:
         """A key, equal for tensors that are one, and the call that makes the tensor."""
-        if self._version is not None:
-            self._version.check(tensor)
+        self._version.check(tensor)
         key: object = (tensor.identity, tensor.kind, tensor.requires_grad)
-        own = self._version is not None and tensor.kind != "parameter"  # torch knows nothing of equal tensors
+        own = self._version.exact and tensor.kind != "parameter"  # torch knows nothing of equal tensors
         if own or tensor.device == "meta":
             key = (id(tensor), tensor.kind, tensor.requires_grad)
         if tensor.kind != "parameter":
             return key, self._tensor(tensor, tensor.requires_grad)
         data = self._tensor(tensor, False)
-        if self._version is not None and not self._version.has_rebuild_parameter:
+        if not self._version.has_rebuild_parameter:
             return key, Call(Name("torch.nn.parameter", "Parameter"), (data, _grad(tensor)))
         return key, _call("_rebuild_parameter", data, _grad(tensor), _HOOKS)
 
@@ -130,7 +129,7 @@ class _Storages:
     def _stride(self, tensor: LazyTensor) -> tuple[int, ...]:
         """The strides; where they would make an old torch look for elements that are not there, some that do not."""
         shape, stride = tensor.spec.shape, tensor.stride
-        if tensor.numel() or self._version is None or not self._version.enlarges_empty:
+        if tensor.numel() or not self._version.enlarges_empty:
             return stride
         at = shape.index(0)
         last = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True) if size)
@@ -166,13 +165,12 @@ class _Storages:
         stored = self.stored.get(slot)
         if stored is None:
             stored = self.stored[slot] = Stored(self._key(), count, nbytes, blocks)
-        legacy = self._version is not None and self._version.is_legacy
-        return Persistent(("storage", kind, stored.key, "cpu", count, *([None] if legacy else [])))
+        view = (None,) if self._version.is_legacy else ()
+        return Persistent(("storage", kind, stored.key, "cpu", count, *view))
 
     def _key(self) -> str:
         number = len(self.stored)
-        addresses = self._version is not None and self._version.has_addresses
-        return str(_FIRST_ADDRESS + _ADDRESS_STEP * number if addresses else number)
+        return str(_FIRST_ADDRESS + _ADDRESS_STEP * number if self._version.has_addresses else number)
 
     def _composite(self, tensor: Composite, how: Any, grad: bool) -> Call:
         if isinstance(how, Chunked):
@@ -191,11 +189,11 @@ class _Storages:
         size = Call(Name("torch", "Size"), (tensor.spec.shape,))
         function = "_rebuild_sparse_tensor"
         if isinstance(how, Coo):
-            coalesced = (how.coalesced,) if self._version is None or self._version.has_coalesced else ()
+            coalesced = (how.coalesced,) if self._version.has_coalesced else ()
             data: tuple[Any, ...] = (parts["indices"], parts["values"], size, *coalesced)
         elif isinstance(how, Compressed):
             data = (parts["compressed_indices"], parts["plain_indices"], parts["values"], size)
-            if self._version is not None and self._version.has_rebuild_csr:
+            if self._version.has_rebuild_csr:
                 function = "_rebuild_sparse_csr_tensor"
         else:
             raise UnsavableError(f"a {how.layout} tensor cannot be written for torch.load(weights_only=True)")
@@ -218,7 +216,7 @@ class _Storages:
         if how.scheme == "per_tensor_affine":
             return how.scale, how.zero_point
         scales, zeros = tensor.parts["scales"], tensor.parts["zero_points"]
-        if self._version is not None and self._version.lists_scales:
+        if self._version.lists_scales:
             return scales.load().tolist(), zeros.load().tolist(), how.axis
         return self._tensor(scales, False), self._tensor(zeros, False), how.axis
 

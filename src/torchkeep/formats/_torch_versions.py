@@ -65,9 +65,11 @@ class TorchVersion:
 
     Attributes:
         number: (1, 13); what a file is made of never changed within a minor version.
+        exact: whether files are what this version itself writes, and hold nothing that it cannot open.
     """
 
     number: Version
+    exact: bool = True
 
     def __str__(self) -> str:
         return spelled(self.number)
@@ -142,6 +144,8 @@ class TorchVersion:
         Raises:
             UnsavableError: says what of the tensor is too new, and which version is the first that can.
         """
+        if not self.exact:
+            return
         since, what = needs(tensor)
         if since <= self.number:
             return
@@ -154,6 +158,9 @@ class TorchVersion:
             path=name,
             hint=hint,
         )
+
+
+TODAY = TorchVersion(NEWEST, exact=False)  # what no version was named for: torch.load of here has to open it
 
 
 def needs(tensor: LazyTensor) -> tuple[Version, str]:

@@ -19,7 +19,7 @@ from ..core.pieces import Beside
 from ..core.source import Buffer
 from ._directory import CENTRAL, END, END64, LOCAL, LOCATOR
 from ._tensor_writer import pickled
-from ._torch_versions import TorchVersion
+from ._torch_versions import TODAY, TorchVersion
 
 _ALIGN = 64
 _MOST = 0xFFFFFFFF
@@ -131,34 +131,33 @@ def _body(record: Record, beside: Beside) -> Iterator[Buffer]:
     beside.finish()
 
 
-def lay_out(root: Any, stem: str, other: Callable[[Any], Any], version: TorchVersion | None = None) -> Archive:
+def lay_out(root: Any, stem: str, other: Callable[[Any], Any], version: TorchVersion = TODAY) -> Archive:
     """Decide every byte of the file but those of the storages.
 
     Args:
         root: plain values and lazy tensors, as `write_pickle` takes them.
         stem: of the file's name; the records lie in a folder of this name.
         other: what to write in the place of values that such a file cannot have.
-        version: whose records are written; those that torch.load of today wants if None.
+        version: of torch, whose records are written.
 
     Raises:
         UnsavableError: something in `root` cannot be said.
     """
     content = pickled(root, other, version)
     storages = [Record(f"data/{stored.key}", stored.nbytes, stored.blocks) for stored in content.storages]
-    if version is not None and not version.has_format:
+    if not version.has_format:
         storages.sort(key=lambda record: record.name)  # as text: 0, 1, 10, 11, 2
     records = [_small("data.pkl", content.data)]
-    if version is None or version.has_format:
+    if version.has_format:
         records += [_small(".format_version", b"1"), _small(".storage_alignment", str(_ALIGN).encode())]
-    if version is None or version.has_byteorder:
+    if version.has_byteorder:
         records.append(_small("byteorder", sys.byteorder.encode()))
     records += [*storages, _small("version", b"3\n")]
-    if version is not None and version.has_byteorder:
+    if version.exact and version.has_byteorder:
         before = tuple(records)
         records.append(Record(".data/serialization_id", _ID_DIGITS, lambda: iter([_serialization_id(before)])))
-    folder = stem if stem.isascii() and stem.isprintable() and "\\" not in stem and stem.strip(".") else "archive"
-    if version is not None and not version.names_folder:
-        folder = "archive"
+    usable = stem.isascii() and stem.isprintable() and "\\" not in stem and stem.strip(".")
+    folder = stem if usable and version.names_folder else "archive"
     at = 0
     for record in records:
         record.name = f"{folder}/{record.name}"
