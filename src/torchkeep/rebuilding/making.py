@@ -15,12 +15,13 @@ from ..core.blueprint import Blueprint, ModuleRef, Part
 from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import RebuildError
-from .classes import Classes, torch_layer
-from .filling import filled
-from .skeleton import Skeleton
+from .classes import Classes
+from .filling import filled, prepared
+from .hooks import hook_again
+from .skeleton import PART, Skeleton
 
 _DEPTH = 200
-_MODULE_NAMES = frozenset(dir(nn.Module))
+_RESERVED = {PART, "_compiled_call_impl"}
 
 
 class Maker:
@@ -28,6 +29,7 @@ class Maker:
 
     Attributes:
         inert: places of attributes whose class nobody trusts -> the class; they stay records.
+        hidden: places of attributes that would hide a method of the class, and are left out -> what they are.
         unknown: paths of the modules that became skeletons -> their class.
     """
 
@@ -36,6 +38,7 @@ class Maker:
     ) -> None:
         """`tensor` answers the live tensor of a lazy one, under its name: the same one for the same tensor."""
         self.inert: dict[str, str] = {}
+        self.hidden: dict[str, str] = {}
         self.unknown: dict[str, str] = {}
         self._blueprint = blueprint
         self._classes = classes
@@ -99,10 +102,12 @@ class Maker:
         state = held | self._attributes(part, module)
         if cls is None:
             module.__dict__.update(state)
+            hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
             return
         try:
-            module.__setstate__(state)  # type: ignore[operator]
-            filled(module, part, torch_layer(part.class_name) is not None)
+            module.__setstate__(prepared(cls, state))  # type: ignore[operator]
+            filled(module)
+            hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
         except Exception as error:
             raise RebuildError(
                 f"{part.path or 'the model'} is a {part.class_name}, and {cls.__module__}.{cls.__qualname__} does not "
@@ -114,11 +119,17 @@ class Maker:
         return None if lazy is None else self._tensor(lazy, f"{part.path}.{key}" if part.path else key)
 
     def _attributes(self, part: Part, module: nn.Module) -> dict[str, Any]:
+        """All else that it had, but for what would hide a method and cannot be called."""
         found = {}
-        for key, value in part.attributes.items():
-            if isinstance(module, Skeleton) and key in _MODULE_NAMES:
-                continue  # a method that was replaced on the instance
-            found[key] = self.value(value, f"{part.path}.{key}" if part.path else key)
+        for key, node in part.attributes.items():
+            place = f"{part.path}.{key}" if part.path else key
+            if key in _RESERVED:
+                continue
+            value = self.value(node, place)
+            if callable(getattr(type(module), key, None)) and (isinstance(module, Skeleton) or not callable(value)):
+                self.hidden[place] = self.inert.pop(place, type(value).__name__)
+                continue
+            found[key] = value
         return found
 
     def value(self, node: Any, place: str) -> Any:
@@ -166,12 +177,24 @@ class Maker:
             return self._tensor(record.tensor, "")
         if id(record) in self._blueprint.places:
             return self.module(self._blueprint.places[id(record)])
-        cls = self._classes.find(record.cls.module, record.cls.name) if isinstance(record.cls, Global) else None
+        cls = self._classes.find_object(record.cls) if isinstance(record.cls, Global) else None
         if cls is functools.partial:
             return self._partial(record, place)
         if cls is None:
             self.inert[place] = record.class_name
             return record
+        try:
+            return self._unpickled(cls, record, place)
+        except (RebuildError, RecursionError):
+            raise
+        except Exception as error:
+            raise RebuildError(
+                f"{place[:100]} is a {record.class_name}, and that does not take what the file has for it: "
+                f"{type(error).__name__}: {error}",
+                classes=(record.class_name,),
+            ) from error
+
+    def _unpickled(self, cls: Any, record: Record, place: str) -> Any:
         args = [self.value(arg, place) for arg in record.args]
         kwargs = {key: self.value(arg, place) for key, arg in record.kwargs.items()}
         made = cls(*args, **kwargs) if record.called else cls.__new__(cls, *args, **kwargs)

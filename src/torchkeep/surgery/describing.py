@@ -29,6 +29,7 @@ _FROM: dict[tuple[type[nn.Module], str], Callable[[Any], Any]] = {
     (nn.MultiheadAttention, "bias"): lambda layer: layer.in_proj_bias is not None,
     (nn.MultiheadAttention, "add_bias_kv"): lambda layer: layer.bias_k is not None,
     (nn.RNN, "nonlinearity"): lambda layer: layer.nonlinearity,
+    (nn.PairwiseDistance, "p"): lambda layer: layer.norm,
 }
 for _layer in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
     _FROM |= {
@@ -91,6 +92,23 @@ def constructor_of(layer: nn.Module, cls: type[nn.Module]) -> dict[str, Any] | N
         if same_structure(layer, again):
             return keywords
     return None
+
+
+def sketch_of(layer: nn.Module, cls: type[nn.Module]) -> nn.Module | None:
+    """A layer without values, made of as many keywords as can be read off another; None where they make none."""
+    found = {}
+    for name in keywords_of(cls):
+        try:
+            value = _value_of(layer, cls, name)
+        except AttributeError:  # an instance of an older class
+            continue
+        if value is not _ABSENT and value is not _UNKNOWN:
+            found[name] = value
+    try:
+        with _sketching():
+            return cls(**found)
+    except Exception:  # whatever constructors make of values that are none of theirs
+        return None
 
 
 @contextmanager
