@@ -68,7 +68,7 @@ class Nested(nn.Module):
         x = self.emb(tokens)
         for block in self.blocks:
             x = block(x)
-        x = self.seq(self.rnn(x)[0])
+        x = self.seq(functional.pad(self.rnn(x)[0], (1, 1)))
         scale = sum(part.sum() * (place + 1) for place, part in enumerate(self.scales))
         scale = scale * self.named["alpha"] + self.named["beta"].sum()
         return torch.cat([head(x) for head in (*self.heads.values(), self.lm_head)], dim=-1) * scale + len(self.named)
