@@ -52,7 +52,9 @@ class Nested(nn.Module):
         self.blocks = nn.ModuleList([Attn(8), Attn(8)])
         self.heads = nn.ModuleDict({"a": nn.Linear(8, 2), "b": nn.Linear(8, 3)})
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(2) * index) for index in range(3)])
-        self.named = nn.ParameterDict({"alpha": nn.Parameter(torch.tensor(1.5)), "beta": nn.Parameter(torch.zeros(2, 2))})
+        self.named = nn.ParameterDict(
+            {"alpha": nn.Parameter(torch.tensor(1.5)), "beta": nn.Parameter(torch.zeros(2, 2))}
+        )
         self.rnn = nn.LSTM(8, 4, num_layers=1, bidirectional=True)
         self.seq = nn.Sequential(
             nn.Conv1d(4, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm1d(4), nn.Sequential(nn.PReLU())

@@ -30,6 +30,8 @@ _PLAIN: dict[str, Any] = {
     "functools.partial": functools.partial,
     "builtins.slice": slice,
     "builtins.range": range,
+    "__builtin__.slice": slice,
+    "__builtin__.xrange": range,
 }
 
 _MOVED = {"torch.nn.modules.linear._LinearWithBias": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}

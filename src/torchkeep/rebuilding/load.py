@@ -28,7 +28,7 @@ from .hooks import hooks_of, told
 from .making import Maker
 from .reading import blueprint_of, named_in
 
-_SCRIPTS = {"torchscript", "torchscript_old"}
+SCRIPTS = {"torchscript", "torchscript_old"}
 
 Source = str | os.PathLike[str] | Checkpoint
 
@@ -90,12 +90,12 @@ def plan_model(source: Source, *, classes: Mapping[str, Any] | None = None, trus
     counts = Counter(part.class_name for part in blueprint.parts)
     sources = {part.class_name: part.source for part in blueprint.parts}
     rows = [ClassPlan(name, count, known.how(name), sources[name]) for name, count in counts.items()]
-    return ModelPlan(blueprint.file, tuple(rows), (*_made_anew(blueprint), *_left_out(blueprint)))
+    return ModelPlan(blueprint.file, tuple(rows), (*_made_anew(blueprint), *left_out(blueprint)))
 
 
 def _no_script(ckpt: Checkpoint) -> Blueprint:
     """The blueprint of a checkpoint, where that is no program."""
-    if ckpt.format in _SCRIPTS:
+    if ckpt.format in SCRIPTS:
         raise RebuildError(
             f"{ckpt.file} is a TorchScript program, whose modules have no classes to make them of",
             hint="torch.jit.load runs it, as it is; its weights go into your own model by tk.load_into(model, path), and "
@@ -156,7 +156,10 @@ def _load_own(model: nn.Module, ckpt: Checkpoint, places: _Places) -> None:
     What the model has beyond those was filled in, and extra state is among the attributes: both are there.
     """
     tensors, extra = state_of(model)
-    own = {name: lazy for name, tensor in tensors.items() if (lazy := places.lazy(tensor)) is not None}
+    known = {name: lazy for name, tensor in tensors.items() if (lazy := places.lazy(tensor)) is not None}
+    own = {name: lazy for name, lazy in known.items() if not lazy.parts}  # those with parts were loaded at once
+    if any(lazy.device == "meta" for lazy in own.values()):
+        own = {}  # what has no values is left without
     new = [name for name in (*tensors, *extra) if name not in own]
     if own:
         allow = [re.compile(f"^{re.escape(name)}$") for name in new]
@@ -174,7 +177,7 @@ def _dense(lazy: LazyTensor) -> tuple[int, ...]:
     return tuple(lazy.stride)
 
 
-def _left_out(blueprint: Blueprint) -> tuple[str, ...]:
+def left_out(blueprint: Blueprint) -> tuple[str, ...]:
     """What of the model is not made again, whatever classes there are."""
     hooks = [text for part in blueprint.parts for text in told(part)]
     notes = [f"{len(hooks)} hooks are left out, for they are not run: {shorten(hooks)}"] if hooks else []
@@ -189,7 +192,7 @@ def _made_anew(blueprint: Blueprint) -> tuple[str, ...]:
 
 def _warn(blueprint: Blueprint, maker: Maker) -> None:
     """Say what is not as it was."""
-    notes = list(_left_out(blueprint))
+    notes = list(left_out(blueprint))
     if maker.unknown:
         names = sorted(set(maker.unknown.values()))
         notes.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .hooks import hook_again
 from .skeleton import PART, Skeleton
 
 _DEPTH = 200
+_PATHS = 1_000_000
 _RESERVED = {PART, "_compiled_call_impl"}
 
 
@@ -53,7 +54,29 @@ class Maker:
         Raises:
             RebuildError: a class refuses what the file has for it, or modules are nested beyond reason.
         """
+        self._check_paths()
         return self.module(0)
+
+    def _check_paths(self) -> None:
+        """Refuse modules that are among their own children, and shared ones that ever more paths lead to."""
+        file, parts = self._blueprint.file, self._blueprint.parts
+        paths: dict[int, int] = {}
+        stack: list[tuple[int, Iterator[int]]] = [(0, _below(parts[0]))]
+        entered = {0}
+        while stack:
+            index, pending = stack[-1]
+            child = next(pending, None)
+            if child is None:
+                stack.pop()
+                entered.discard(index)
+                paths[index] = 1 + sum(paths[at] for at in _below(parts[index]))
+                if paths[index] > _PATHS:
+                    raise RebuildError(f"{file} has more than {_PATHS:,} paths of modules, by shared ones")
+            elif child in entered:
+                raise RebuildError(f"{file} has a module that is among its own children: {parts[child].path!r:.200}")
+            elif child not in paths:
+                stack.append((child, _below(parts[child])))
+                entered.add(child)
 
     def module(self, index: int) -> nn.Module:
         """The module of a part, with all below it."""
@@ -177,7 +200,8 @@ class Maker:
             return self._tensor(record.tensor, "")
         if id(record) in self._blueprint.places:
             return self.module(self._blueprint.places[id(record)])
-        cls = self._classes.find_object(record.cls) if isinstance(record.cls, Global) else None
+        name = trees.named(record.cls)
+        cls = None if name is None else self._classes.find_object(name)
         if cls is functools.partial:
             return self._partial(record, place)
         if cls is None:
@@ -216,6 +240,10 @@ class Maker:
             return record
         filled_in = self.value(dict(keywords or {}), place)
         return functools.partial(known, *self.value(tuple(args), place), **filled_in)
+
+
+def _below(part: Part) -> Iterator[int]:
+    return (at for at in part.children.values() if at is not None)
 
 
 def _set_state(made: Any, state: Any) -> None:

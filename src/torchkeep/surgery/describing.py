@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..core.live import named_modules, spec_of
 from ..core.names import nearest
@@ -111,10 +112,22 @@ def sketch_of(layer: nn.Module, cls: type[nn.Module]) -> nn.Module | None:
         return None
 
 
+class _NoValues(TorchFunctionMode):
+    """Leaves tensors as they are where they would be initialised; some of that is slow to import on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _sketching() -> Iterator[None]:
     """Modules are made without values, and without what their constructors warn of."""
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
