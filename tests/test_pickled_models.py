@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from formats.test_corpus import sha256
-from gone_classes import Attn, Nested, Net, SmallCNN
 from torch import nn
 
 import torchkeep as tk
+from formats.test_corpus import sha256
+from gone_classes import Attn, Nested, Net, SmallCNN
 from torchkeep.errors import RebuildError, RebuildWarning, TorchkeepError
 
 WRITERS = (
@@ -415,7 +415,7 @@ def test_files_that_mean_harm_run_nothing(
         for attempt in (
             lambda path: quietly(path, trust=["harmless_pkg."]),
             tk.plan_model,
-            lambda path: tk.rescue(path, tmp_path / f"out-{tried}"),
+            lambda path: tk.rescue(path, tmp_path / f"rescued-{path.stem}"),
         ):
             try:
                 attempt(path)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_pickled_models import pickled
 from torch import nn
 from typer.testing import CliRunner
 
 import torchkeep as tk
+from test_pickled_models import pickled
 from torchkeep.cli.app import app
 from torchkeep.core.blueprint import Blueprint, Part
 from torchkeep.errors import RebuildError, RebuildWarning, SaveError
@@ -273,7 +273,7 @@ def attack(text: str) -> Blueprint:
         "torch",
         "nn",
         "model",
-        "ＮＮ",  # noqa: RUF001  (an identifier that Python folds to NN)
+        "ＮＮ",
         "",
         "../../x",
     ],
@@ -302,9 +302,9 @@ def test_sources_cannot_leave_the_folder(module: str, tmp_path: Path, pickle_awa
     ckpt = tk.open(path)
     ckpt.metadata[f"source:{module}"] = "print(1)"  # type: ignore[index]
     ckpt.metadata[f"source:{module.upper()}"] = "print(2)"  # type: ignore[index]
-    before = {one for one in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     tk.rescue(ckpt, tmp_path / "out")
-    new = {one for one in tmp_path.rglob("*")} - before
+    new = set(tmp_path.rglob("*")) - before
     assert all(one.is_relative_to(tmp_path / "out") for one in new)
     texts = [one.read_text() for one in (tmp_path / "out" / "sources").iterdir()]
     assert sorted(texts) == sorted({f"print({number})\n" for number in (1, 2)}) or texts == ["print(2)\n"]

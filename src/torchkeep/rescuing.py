@@ -42,13 +42,13 @@ def rescue(
 ) -> RescueReport:
     """Write what a pickled model holds, so that it can be used without its code: `tk.rescue("old.pth", "out")`.
 
-    In the folder are `weights.safetensors`; `modules.txt`, the modules as text; `sources/`, the source texts of classes that
-    files of torch 1.5 and before carry; and `classes.py`, a Python skeleton of the classes that are not torch's, with
-    constructors, for a person to write the forwards of. Nothing of the file is imported, called or run.
+    In the folder are `weights.safetensors`; `modules.txt`, the modules as text; `sources/`, the source texts of classes
+    that files of torch 1.5 and before carry; and `classes.py`, a Python skeleton of the classes that are not torch's,
+    with constructors, for a person to write the forwards of. Nothing of the file is imported, called or run.
 
     Args:
-        source: a file with a whole model in it, or an opened Checkpoint; TorchScript is taken apart as well, and gives no
-            classes.
+        source: a file with a whole model in it, or an opened Checkpoint; TorchScript is taken apart as well, and gives
+            no classes.
         target: the folder; it must be empty or not be there.
         progress: called with (bytes done, bytes in all) while the weights are written.
 
@@ -206,8 +206,8 @@ def _lines(part: Part, blueprint: Blueprint) -> Iterator[str]:
     for key, at in part.children.items():
         yield f"child {key}: {'none' if at is None else blueprint.parts[at].class_name}"
     hooks = hooks_of(part)
-    for kind, _ in hooks.known:
-        yield f"hook of torch.nn: {kind.cls.__name__}"
+    for known, _ in hooks.known:
+        yield f"hook of torch.nn: {known.cls.__name__}"
     for name, what in hooks.left:
         yield f"hook, left out: {what} ({name})"
 

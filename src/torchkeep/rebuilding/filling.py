@@ -90,7 +90,7 @@ def _upsample(state: State) -> None:
 
 
 def _convolution(state: State) -> None:
-    """Circular padding was the padding in all before torch 1.5, half of it on each side; it is that on each side now."""
+    """Circular padding was, before torch 1.5, the padding in all, half of it on each side."""
     padding = state.get("padding")
     circular = state.get("padding_mode") == "circular" and "_reversed_padding_repeated_twice" not in state
     if circular and isinstance(padding, tuple) and all(isinstance(size, int) for size in padding):

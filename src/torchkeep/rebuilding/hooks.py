@@ -155,10 +155,10 @@ def hook_again(module: nn.Module, part: Part, tensor: Callable[[Any], Any]) -> N
 
 
 def _made(kind: _Kind, kept: Mapping[str, Any], tensor: Callable[[Any], Any]) -> Any:
-    hook = kind.cls.__new__(kind.cls)
+    hook: Any = object.__new__(kind.cls)
     for key, value in kept.items():
         if key == "_pruning_methods":
-            hook.__dict__[key] = tuple(_made(*method, tensor) for method in value)
+            hook.__dict__[key] = tuple(_made(method, inner, tensor) for method, inner in value)
         else:
             hook.__dict__[key] = tensor(value) if isinstance(value, LazyTensor) else value
     return hook

@@ -98,7 +98,7 @@ def _no_script(ckpt: Checkpoint) -> Blueprint:
     if ckpt.format in SCRIPTS:
         raise RebuildError(
             f"{ckpt.file} is a TorchScript program, whose modules have no classes to make them of",
-            hint="torch.jit.load runs it, as it is; its weights go into your own model by tk.load_into(model, path), and "
+            hint="torch.jit.load runs it; tk.load_into(model, path) puts its weights into your own model, and "
             "torchkeep rescue writes them out, with the text of the program",
         )
     return blueprint_of(ckpt)

@@ -1,4 +1,4 @@
-"""From a blueprint to a live module: classes where they are known, skeletons where not, tensors still without values."""
+"""From a blueprint to a live module: known classes, skeletons where there is none, tensors still without values."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Maker:
             hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
             return
         try:
-            module.__setstate__(prepared(cls, state))  # type: ignore[operator]
+            module.__setstate__(prepared(cls, state))
             filled(module)
             hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
         except Exception as error:

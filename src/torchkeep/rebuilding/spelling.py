@@ -67,10 +67,13 @@ def spelled(blueprint: Blueprint, module_of: Callable[[int], nn.Module], origins
     """
     speller = _Speller(blueprint, module_of, origins)
     whole = speller.expression(0)
-    ties = [f"    tie(made, {ascii(name)}, {ascii(first)})" for name, first in _ties(module_of(0))]
+    ties = [f"    tie(made, {name!a}, {first!a})" for name, first in _ties(module_of(0))]
+    said = (
+        f"Classes of the model in {_safe(blueprint.file)[:300]}, to be completed.\n\n"
+        f"Written by torchkeep {__version__} from what the file says of its modules; none of their code is in it.\n"
+    )
     parts = [
-        f'"""Classes of the model in {_safe(blueprint.file)[:300]}, to be completed: what is known of each, and no forward.\n\n'
-        f'Written by torchkeep {__version__} from what the file says of its modules; none of their code is in it.\n"""',
+        f'"""{said}"""',
         "from __future__ import annotations\n\nfrom typing import Any\n\nimport torch\nfrom torch import nn\n",
         *([_HOLDING] if speller.holds else []),
         *([_TIE] if ties else []),
@@ -140,7 +143,7 @@ class _Speller:
         if cls is not nn.ModuleDict and numbered:
             inside = ", ".join(children.values())
             return f"nn.{cls.__name__}({inside if cls is nn.Sequential or not inside else f'[{inside}]'})"
-        inside = ", ".join(f"{ascii(key)}: {one}" for key, one in children.items())
+        inside = ", ".join(f"{key!a}: {one}" for key, one in children.items())
         if cls is nn.ModuleDict and all(map(_is_key, children)) and "None" not in children.values():
             return f"nn.ModuleDict({{{inside}}})"
         self.holds = True
@@ -164,7 +167,7 @@ class _Speller:
         given = {key: getattr(module, key, None) for key in ("d_model", "nhead", "batch_first")}
         if not all(isinstance(value, int) for value in given.values()) or part.parameters or part.buffers:
             return None
-        said = [f"{key}={ascii(value)}" for key, value in given.items()]
+        said = [f"{key}={value!a}" for key, value in given.items()]
         said += [f"custom_{key}={one}" for key, one in self._children(part).items()]
         return f"nn.Transformer({', '.join(said)})"
 
@@ -229,15 +232,15 @@ class _Speller:
                 taken.add(key)
         for key, tensor in part.parameters.items():
             made = "None" if tensor is None else _parameter(tensor)
-            plain = f"self.{key} = {made}" if tensor is not None else f"self.register_parameter({ascii(key)}, None)"
+            plain = f"self.{key} = {made}" if tensor is not None else f"self.register_parameter({key!a}, None)"
             yield from _registered(key, made, plain, "_parameters", taken)
         for key, tensor in part.buffers.items():
             made = "None" if tensor is None else _empty(tensor)
             transient = key in part.transient
-            plain = f"self.register_buffer({ascii(key)}, {made}{', persistent=False' if transient else ''})"
+            plain = f"self.register_buffer({key!a}, {made}{', persistent=False' if transient else ''})"
             yield from _registered(key, made, plain, "_buffers", taken, transient)
         for key, made in self._children(part).items():
-            plain = f"self.{key} = {made}" if made != "None" else f"self.register_module({ascii(key)}, None)"
+            plain = f"self.{key} = {made}" if made != "None" else f"self.register_module({key!a}, None)"
             yield from _registered(key, made, plain, "_modules", taken)
 
 
@@ -251,9 +254,9 @@ def _registered(
         taken.add(key)
         yield f"        {plain}"
     else:
-        yield f"        self.{holder}[{ascii(key)}] = {made}"
+        yield f"        self.{holder}[{key!a}] = {made}"
         if transient:
-            yield f"        self._non_persistent_buffers_set.add({ascii(key)})"
+            yield f"        self._non_persistent_buffers_set.add({key!a})"
 
 
 def _made_by_keywords(module: nn.Module) -> str | None:
@@ -291,7 +294,7 @@ def _parameters(part: Part, cls: type[nn.Module]) -> str | None:
         return f"nn.ParameterList([{', '.join(map(str, made.values()))}])" if numbered else None
     if not all(map(_is_key, made)):
         return None
-    return f"nn.ParameterDict({{{', '.join(f'{ascii(key)}: {one}' for key, one in made.items())}}})"
+    return f"nn.ParameterDict({{{', '.join(f'{key!a}: {one}' for key, one in made.items())}}})"
 
 
 def _empty(tensor: LazyTensor) -> str | None:
