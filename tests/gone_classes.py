@@ -76,6 +76,44 @@ class Nested(nn.Module):
         return torch.cat([head(x) for head in (*self.heads.values(), self.lm_head)], dim=-1) * scale + len(self.named)
 
 
+class Traceable(nn.Module):
+    """A convolution, and a head without dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Images, (N, 3, H, W), to (N, 2)."""
+        return self.fc(functional.relu(self.bn(self.conv(x))).mean(3).mean(2))
+
+
+class Bare(nn.Module):
+    """One parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(4, 6))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """(N, 6) to (N, 4)."""
+        return functional.linear(x, self.w)
+
+
+class Dyn(nn.Module):
+    """One layer, of a class that was defined in a script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """(N, 2) to (N, 2)."""
+        return self.l(x)
+
+
 class Net(nn.Module):
     """One layer."""
 

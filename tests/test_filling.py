@@ -519,6 +519,16 @@ def test_shared_empty_and_meta_tensors_come_as_they_were(tmp_path: Path) -> None
     assert isinstance(tk.load_model(tmp_path / "old.pth"), nn.ReLU)
 
 
+def test_lazy_layers_that_never_ran_are_reported(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.save(nn.Sequential(nn.LazyLinear(3)), tmp_path / "old.pth")
+    with pytest.warns(RebuildWarning) as seen:
+        tk.load_model(tmp_path / "old.pth")
+    said = " ".join(str(one.message) for one in seen)
+    assert "0.weight is a torch.nn.parameter.UninitializedParameter and no tensor" in said
+
+
 def test_a_model_in_a_training_checkpoint_is_found(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.DataParallel(nn.Sequential(nn.Linear(3, 2))))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

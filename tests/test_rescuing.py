@@ -198,6 +198,7 @@ class Whole(nn.Module):
         self.weird = nn.ParameterDict({"a-b": nn.Parameter(torch.ones(2), requires_grad=False)})
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_all_kinds_of_modules_are_spelled(pickle_away: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -39,7 +39,18 @@ def _of_pickle(ckpt: Checkpoint, root: Record) -> Blueprint:
     found = trees.modules(root)
     places = {id(record): place for place, (_, record) in enumerate(found)}
     parts = tuple(_part(path, record, places, ckpt.metadata) for path, record in found)
-    return Blueprint(ckpt.file, parts, places)
+    return Blueprint(
+        ckpt.file, parts, places, lost=tuple(note for path, record in found for note in _lost(path, record))
+    )
+
+
+def _lost(path: str, record: Record) -> Iterator[str]:
+    """Parameters and buffers that are no tensors, such as those of lazy layers that were never run."""
+    for held in (record.state["_parameters"], record.state["_buffers"]):
+        for key, value in held.items():
+            if value is not None and _tensor(value) is None:
+                what = value.class_name if isinstance(value, Record) else type(value).__name__
+                yield f"{path}.{key} is a {what} and no tensor, and is left out".removeprefix(".")
 
 
 def _part(path: str, record: Record, places: Mapping[int, int], sources: Mapping[str, str]) -> Part:

@@ -232,7 +232,8 @@ class _Speller:
                 taken.add(key)
         for key, tensor in part.parameters.items():
             made = "None" if tensor is None else _parameter(tensor)
-            plain = f"self.{key} = {made}" if tensor is not None else f"self.register_parameter({key!a}, None)"
+            named = _is_name(key) and tensor is not None
+            plain = f"self.{key} = {made}" if named else f"self.register_parameter({key!a}, {made})"
             yield from _registered(key, made, plain, "_parameters", taken)
         for key, tensor in part.buffers.items():
             made = "None" if tensor is None else _empty(tensor)
@@ -240,7 +241,7 @@ class _Speller:
             plain = f"self.register_buffer({key!a}, {made}{', persistent=False' if transient else ''})"
             yield from _registered(key, made, plain, "_buffers", taken, transient)
         for key, made in self._children(part).items():
-            plain = f"self.{key} = {made}" if made != "None" else f"self.register_module({key!a}, None)"
+            plain = f"self.{key} = {made}" if _is_name(key) and made != "None" else f"self.add_module({key!a}, {made})"
             yield from _registered(key, made, plain, "_modules", taken)
 
 
@@ -250,7 +251,7 @@ def _registered(
     """The statement that registers something under a name: the usual one, or one that takes any name."""
     if made is None:
         yield f"        # {_safe(key)[:80]} was a tensor that is no plain one"
-    elif _is_name(key) and key not in taken:
+    elif key and "." not in key and key not in taken:
         taken.add(key)
         yield f"        {plain}"
     else:
