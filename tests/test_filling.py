@@ -32,13 +32,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def again(path: Path, model: Any, **options: Any) -> Any:
-    """The model pickled by torch, and made again by torchkeep without a word of warning."""
+def again(path: Path, model: Any, quiet: bool = False, **options: Any) -> Any:
+    """The model pickled by torch, and made again by torchkeep, without a word of warning if not `quiet`."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(nn.RNNBase, "__getstate__", lambda self: without(self.__dict__, "_flat_weight_refs"))
         torch.save(model, path / "old.pth")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("ignore" if quiet else "error", RebuildWarning)
         return tk.load_model(path / "old.pth", **options)
 
 
@@ -330,10 +330,12 @@ def test_weight_norm_goes_on(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         normed = nn.utils.weight_norm(nn.Linear(4, 3), dim=None)
         normed = nn.utils.weight_norm(normed, "bias", dim=0)
+        next(iter(normed._forward_pre_hooks.values())).dim = None  # as torch 0.4 kept it
         lstm = nn.utils.weight_norm(nn.LSTM(4, 3), "weight_hh_l0")
     with torch.no_grad():
         normed.weight_g.mul_(2)  # and the weight is stale until the next forward
     model = again(tmp_path, nn.ModuleList([normed, lstm]))
+    next(iter(normed._forward_pre_hooks.values())).dim = -1
     assert torch.equal(model[0](X2), normed(X2))
     model[0](X2).sum().backward()
     assert model[0].weight_g.grad is not None
@@ -480,6 +482,7 @@ def test_a_method_is_not_replaced_by_a_record(tmp_path: Path) -> None:
 def test_odd_names_in_a_skeleton_do_no_harm(tmp_path: Path) -> None:
     original = Keeps()
     original.__dict__ |= {"_torchkeep_part": 5, "state_dict": 3, "_compiled_call_impl": 1, "__class__": 2}
+    original.__dict__ |= {"type": "block", "_call_impl": 7}
     original._modules["a.b"] = nn.Linear(1, 1)
     original._modules["star*, but"] = nn.Linear(1, 1)
     original.tied = original.inner
@@ -490,6 +493,10 @@ def test_odd_names_in_a_skeleton_do_no_harm(tmp_path: Path) -> None:
     assert torch.equal(model._modules["a.b"].weight, original._modules["a.b"].weight)
     assert torch.equal(model._modules["star*, but"].weight, original._modules["star*, but"].weight)
     assert model.tied is model.inner
+    assert model.type == "block"
+    known = again(tmp_path, original, classes={"test_filling.Keeps": Keeps}, quiet=True)
+    assert known.type == "block"
+    assert known(torch.ones(2, 2)).shape == (2, 2)
     assert isinstance(model.state_dict(), OrderedDict)
 
 
@@ -515,6 +522,7 @@ def test_shared_empty_and_meta_tensors_come_as_they_were(tmp_path: Path) -> None
     assert not model["frozen"].training
     assert model["last"].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(model["last"].weight, empty["last"].weight)
+    assert all(one.is_meta for one in tk.load_model(tmp_path / "old.pth", device="meta").parameters())
     torch.save(nn.ReLU(), tmp_path / "old.pth")
     assert isinstance(tk.load_model(tmp_path / "old.pth"), nn.ReLU)
 

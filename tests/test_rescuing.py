@@ -329,6 +329,18 @@ def test_a_model_of_torch_alone_needs_no_classes(tmp_path: Path) -> None:
     assert "torch.nn alone" in report.steps[0]
 
 
+def test_the_model_in_a_training_checkpoint_is_rescued(tmp_path: Path, pickle_away: Any) -> None:
+    model = nn.Sequential(Block(2, 1.0))
+    path = pickle_away(
+        {"epoch": 1, "net": model, "optimizer": torch.optim.Adam(model.parameters()).state_dict()}, Block
+    )
+    report = tk.rescue(path, tmp_path / "out")
+    assert report.tensors == 2
+    built = imported(tmp_path / "out" / "classes.py").model()
+    assert tk.load_into(built, tmp_path / "out" / "weights.safetensors").coverage == 1.0
+    assert torch.equal(built[0].inner.weight, model[0].inner.weight)
+
+
 def test_the_command_writes_and_plans(checkpoints: Path, tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     shutil.copy(checkpoints / "torch1.4.0-py3.6" / "cnn_whole_model.pth", path)

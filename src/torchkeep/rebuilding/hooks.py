@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -41,7 +41,7 @@ def _pruning(name: str, **fields: type[Any] | tuple[type[Any], ...]) -> _Kind:
 
 
 _KINDS = {
-    f"{_WEIGHT}WeightNorm": _Kind(WeightNorm, {"name": str, "dim": int}, "name", ("_g", "_v")),
+    f"{_WEIGHT}WeightNorm": _Kind(WeightNorm, {"name": str, "dim": (int, type(None))}, "name", ("_g", "_v")),
     f"{_SPECTRAL}SpectralNorm": _Kind(
         SpectralNorm,
         {"name": str, "dim": int, "n_power_iterations": int, "eps": _NUMBER},
@@ -69,7 +69,7 @@ class Hooks:
     """
 
     known: tuple[tuple[_Kind, Mapping[str, Any]], ...] = ()
-    left: tuple[tuple[str, str], ...] = field(default_factory=tuple)
+    left: tuple[tuple[str, str], ...] = ()
 
 
 def hooks_of(part: Part) -> Hooks:
@@ -156,6 +156,8 @@ def hook_again(module: nn.Module, part: Part, tensor: Callable[[Any], Any]) -> N
 
 def _made(kind: _Kind, kept: Mapping[str, Any], tensor: Callable[[Any], Any]) -> Any:
     hook: Any = object.__new__(kind.cls)
+    if kind.cls is WeightNorm and kept["dim"] is None:  # as it was before torch had -1 for it
+        kept = {**kept, "dim": -1}
     for key, value in kept.items():
         if key == "_pruning_methods":
             hook.__dict__[key] = tuple(_made(method, inner, tensor) for method, inner in value)

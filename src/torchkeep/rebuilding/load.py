@@ -108,7 +108,7 @@ class _Places:
     """Live tensors for the lazy ones of a file, one for each: without values where a state dict will bring them."""
 
     def __init__(self, ckpt: Checkpoint, device: torch.device | str | None) -> None:
-        self._device = torch.device("cpu" if device is None else device)
+        self.device = torch.device("cpu" if device is None else device)
         self._state = {tensor.identity for tensor in ckpt.values()}
         self._memory: dict[tuple[object, ...], torch.Tensor] = {}
         self._made: dict[tuple[object, ...], torch.Tensor] = {}
@@ -143,7 +143,7 @@ class _Places:
         return made.requires_grad_() if lazy.requires_grad else made
 
     def _memory_of(self, lazy: LazyTensor) -> torch.Tensor:
-        device = torch.device("meta") if lazy.device == "meta" else self._device
+        device = torch.device("meta") if lazy.device == "meta" else self.device
         if lazy.identity in self._state and not lazy.parts:
             self._empty[lazy.identity] = lazy
             return torch.empty_strided(lazy.spec.shape, _dense(lazy), dtype=lazy.spec.dtype, device=device)
@@ -158,7 +158,7 @@ def _load_own(model: nn.Module, ckpt: Checkpoint, places: _Places) -> None:
     tensors, extra = state_of(model)
     known = {name: lazy for name, tensor in tensors.items() if (lazy := places.lazy(tensor)) is not None}
     own = {name: lazy for name, lazy in known.items() if not lazy.parts}  # those with parts were loaded at once
-    if any(lazy.device == "meta" for lazy in own.values()):
+    if places.device.type == "meta" or any(lazy.device == "meta" for lazy in own.values()):
         own = {}  # what has no values is left without
     new = [name for name in (*tensors, *extra) if name not in own]
     if own:

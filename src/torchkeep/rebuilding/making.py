@@ -22,6 +22,11 @@ from .skeleton import PART, Skeleton
 
 _DEPTH = 200
 _PATHS = 1_000_000
+_NEEDED = {
+    *(name for name in dir(nn.Module) if name.startswith("_")),
+    *("forward", "train", "state_dict", "load_state_dict"),
+    *("named_modules", "named_children", "named_parameters", "named_buffers"),
+}
 _RESERVED = {PART, "_compiled_call_impl"}
 
 
@@ -142,14 +147,14 @@ class Maker:
         return None if lazy is None else self._tensor(lazy, f"{part.path}.{key}" if part.path else key)
 
     def _attributes(self, part: Part, module: nn.Module) -> dict[str, Any]:
-        """All else that it had, but for what would hide a method and cannot be called."""
+        """All else that it had, but for what would stand before a method and break the module."""
         found = {}
         for key, node in part.attributes.items():
             place = f"{part.path}.{key}" if part.path else key
             if key in _RESERVED:
                 continue
             value = self.value(node, place)
-            if callable(getattr(type(module), key, None)) and (isinstance(module, Skeleton) or not callable(value)):
+            if callable(getattr(type(module), key, None)) and _hides(key, value, module):
                 self.hidden[place] = self.inert.pop(place, type(value).__name__)
                 continue
             found[key] = value
@@ -240,6 +245,13 @@ class Maker:
             return record
         filled_in = self.value(dict(keywords or {}), place)
         return functools.partial(known, *self.value(tuple(args), place), **filled_in)
+
+
+def _hides(key: str, value: Any, module: nn.Module) -> bool:
+    """Whether an attribute must not stand before a method: plain values may, as `type`, but where torch needs it."""
+    if isinstance(value, (Record, Global)) or (isinstance(module, Skeleton) and key == "forward"):
+        return True
+    return not callable(value) and key in _NEEDED
 
 
 def _below(part: Part) -> Iterator[int]:
