@@ -20,7 +20,7 @@ from ..core.model_plan import ClassPlan, ModelPlan
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, contiguous_stride
 from ..core.tree import ABSENT
-from ..errors import RebuildError, RebuildWarning
+from ..errors import OpenError, PartialLoadError, RebuildError, RebuildWarning
 from ..loading import load_into
 from ..pointing import checkpoint_of
 from .classes import Classes
@@ -163,7 +163,11 @@ def _load_own(model: nn.Module, ckpt: Checkpoint, places: _Places) -> None:
     new = [name for name in (*tensors, *extra) if name not in own]
     if own:
         allow = [re.compile(f"^{re.escape(name)}$") for name in new]
-        load_into(model, replace(ckpt, tensors=own, tree=ABSENT, kind="weights"), allow=allow or None, rules=["exact"])
+        weights = replace(ckpt, tensors=own, tree=ABSENT, kind="weights")
+        try:
+            load_into(model, weights, allow=allow or None, rules=["exact"])
+        except PartialLoadError as error:  # nobody has the model yet: what counts is why
+            raise (error.__cause__ if isinstance(error.__cause__, OpenError) else error) from None
     places.fill(but=own.values())
 
 
