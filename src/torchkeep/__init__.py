@@ -57,6 +57,7 @@ from .proving import prove_resume as prove_resume
 from .rebuilding import Skeleton as Skeleton
 from .rebuilding import load_model as load_model
 from .rebuilding import plan_model as plan_model
+from .rescuing import rescue as rescue
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
 from .rules.renames import Rename as rename
@@ -130,6 +131,7 @@ __all__ = [
     "prove_resume",
     "read_spec",
     "rename",
+    "rescue",
     "salvage",
     "save",
     "scan",

@@ -25,6 +25,7 @@ from . import (
     prove_resume,
     prune,
     rename,
+    rescue,
     runs,
     salvage,
     scan,
@@ -74,6 +75,7 @@ app.command()(diff.diff)
 app.command()(load.load)
 app.command()(scan.scan)
 app.command()(salvage.salvage)
+app.command()(rescue.rescue)
 app.command()(verify.verify)
 app.command()(runs.runs)
 app.command()(prune.prune)

@@ -56,6 +56,10 @@ class Part:
     code: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+        """Itself: nothing in it changes, and a copy of a skeleton need not copy the file."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:

@@ -1,10 +1,10 @@
-"""From a blueprint to a live module: classes where they are known, skeletons where not, tensors still without values."""
+"""From a blueprint to a live module: known classes, skeletons where there is none, tensors still without values."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,19 @@ from ..core.blueprint import Blueprint, ModuleRef, Part
 from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import RebuildError
-from .classes import Classes, torch_layer
-from .filling import filled
-from .skeleton import Skeleton
+from .classes import Classes
+from .filling import filled, prepared
+from .hooks import hook_again
+from .skeleton import PART, Skeleton
 
 _DEPTH = 200
-_MODULE_NAMES = frozenset(dir(nn.Module))
+_PATHS = 1_000_000
+_NEEDED = {
+    *(name for name in dir(nn.Module) if name.startswith("_")),
+    *("forward", "train", "state_dict", "load_state_dict"),
+    *("named_modules", "named_children", "named_parameters", "named_buffers"),
+}
+_RESERVED = {PART, "_compiled_call_impl"}
 
 
 class Maker:
@@ -28,6 +35,7 @@ class Maker:
 
     Attributes:
         inert: places of attributes whose class nobody trusts -> the class; they stay records.
+        hidden: places of attributes that would hide a method of the class, and are left out -> what they are.
         unknown: paths of the modules that became skeletons -> their class.
     """
 
@@ -36,6 +44,7 @@ class Maker:
     ) -> None:
         """`tensor` answers the live tensor of a lazy one, under its name: the same one for the same tensor."""
         self.inert: dict[str, str] = {}
+        self.hidden: dict[str, str] = {}
         self.unknown: dict[str, str] = {}
         self._blueprint = blueprint
         self._classes = classes
@@ -50,7 +59,29 @@ class Maker:
         Raises:
             RebuildError: a class refuses what the file has for it, or modules are nested beyond reason.
         """
+        self._check_paths()
         return self.module(0)
+
+    def _check_paths(self) -> None:
+        """Refuse modules that are among their own children, and shared ones that ever more paths lead to."""
+        file, parts = self._blueprint.file, self._blueprint.parts
+        paths: dict[int, int] = {}
+        stack: list[tuple[int, Iterator[int]]] = [(0, _below(parts[0]))]
+        entered = {0}
+        while stack:
+            index, pending = stack[-1]
+            child = next(pending, None)
+            if child is None:
+                stack.pop()
+                entered.discard(index)
+                paths[index] = 1 + sum(paths[at] for at in _below(parts[index]))
+                if paths[index] > _PATHS:
+                    raise RebuildError(f"{file} has more than {_PATHS:,} paths of modules, by shared ones")
+            elif child in entered:
+                raise RebuildError(f"{file} has a module that is among its own children: {parts[child].path!r:.200}")
+            elif child not in paths:
+                stack.append((child, _below(parts[child])))
+                entered.add(child)
 
     def module(self, index: int) -> nn.Module:
         """The module of a part, with all below it."""
@@ -99,10 +130,12 @@ class Maker:
         state = held | self._attributes(part, module)
         if cls is None:
             module.__dict__.update(state)
+            hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
             return
         try:
-            module.__setstate__(state)  # type: ignore[operator]
-            filled(module, part, torch_layer(part.class_name) is not None)
+            module.__setstate__(prepared(cls, state))
+            filled(module)
+            hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
         except Exception as error:
             raise RebuildError(
                 f"{part.path or 'the model'} is a {part.class_name}, and {cls.__module__}.{cls.__qualname__} does not "
@@ -114,11 +147,17 @@ class Maker:
         return None if lazy is None else self._tensor(lazy, f"{part.path}.{key}" if part.path else key)
 
     def _attributes(self, part: Part, module: nn.Module) -> dict[str, Any]:
+        """All else that it had, but for what would stand before a method and break the module."""
         found = {}
-        for key, value in part.attributes.items():
-            if isinstance(module, Skeleton) and key in _MODULE_NAMES:
-                continue  # a method that was replaced on the instance
-            found[key] = self.value(value, f"{part.path}.{key}" if part.path else key)
+        for key, node in part.attributes.items():
+            place = f"{part.path}.{key}" if part.path else key
+            if key in _RESERVED:
+                continue
+            value = self.value(node, place)
+            if callable(getattr(type(module), key, None)) and _hides(key, value, module):
+                self.hidden[place] = self.inert.pop(place, type(value).__name__)
+                continue
+            found[key] = value
         return found
 
     def value(self, node: Any, place: str) -> Any:
@@ -166,12 +205,25 @@ class Maker:
             return self._tensor(record.tensor, "")
         if id(record) in self._blueprint.places:
             return self.module(self._blueprint.places[id(record)])
-        cls = self._classes.find(record.cls.module, record.cls.name) if isinstance(record.cls, Global) else None
+        name = trees.named(record.cls)
+        cls = None if name is None else self._classes.find_object(name)
         if cls is functools.partial:
             return self._partial(record, place)
         if cls is None:
             self.inert[place] = record.class_name
             return record
+        try:
+            return self._unpickled(cls, record, place)
+        except (RebuildError, RecursionError):
+            raise
+        except Exception as error:
+            raise RebuildError(
+                f"{place[:100]} is a {record.class_name}, and that does not take what the file has for it: "
+                f"{type(error).__name__}: {error}",
+                classes=(record.class_name,),
+            ) from error
+
+    def _unpickled(self, cls: Any, record: Record, place: str) -> Any:
         args = [self.value(arg, place) for arg in record.args]
         kwargs = {key: self.value(arg, place) for key, arg in record.kwargs.items()}
         made = cls(*args, **kwargs) if record.called else cls.__new__(cls, *args, **kwargs)
@@ -193,6 +245,17 @@ class Maker:
             return record
         filled_in = self.value(dict(keywords or {}), place)
         return functools.partial(known, *self.value(tuple(args), place), **filled_in)
+
+
+def _hides(key: str, value: Any, module: nn.Module) -> bool:
+    """Whether an attribute must not stand before a method: plain values may, as `type`, but where torch needs it."""
+    if isinstance(value, (Record, Global)) or (isinstance(module, Skeleton) and key == "forward"):
+        return True
+    return not callable(value) and key in _NEEDED
+
+
+def _below(part: Part) -> Iterator[int]:
+    return (at for at in part.children.values() if at is not None)
 
 
 def _set_state(made: Any, state: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import nn
 
 from ..core import tree as trees
 from ..core.blueprint import Blueprint, Construction, Part
@@ -13,6 +15,8 @@ from ..core.tree import Global, Record
 from ..errors import RebuildError
 
 _HELD = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+_OF_TORCH = {"_backend", "_is_full_backward_hook"}  # what torch kept for itself, in some versions
+_HOOKS = {key for key, value in vars(nn.Module()).items() if "hook" in key and isinstance(value, Mapping)}
 
 
 def blueprint_of(ckpt: Checkpoint) -> Blueprint:
@@ -35,14 +39,26 @@ def _of_pickle(ckpt: Checkpoint, root: Record) -> Blueprint:
     found = trees.modules(root)
     places = {id(record): place for place, (_, record) in enumerate(found)}
     parts = tuple(_part(path, record, places, ckpt.metadata) for path, record in found)
-    return Blueprint(ckpt.file, parts, places)
+    return Blueprint(
+        ckpt.file, parts, places, lost=tuple(note for path, record in found for note in _lost(path, record))
+    )
+
+
+def _lost(path: str, record: Record) -> Iterator[str]:
+    """Parameters and buffers that are no tensors, such as those of lazy layers that were never run."""
+    for held in (record.state["_parameters"], record.state["_buffers"]):
+        for key, value in held.items():
+            if value is not None and _tensor(value) is None:
+                what = value.class_name if isinstance(value, Record) else type(value).__name__
+                yield f"{path}.{key} is a {what} and no tensor, and is left out".removeprefix(".")
 
 
 def _part(path: str, record: Record, places: Mapping[int, int], sources: Mapping[str, str]) -> Part:
     state: dict[Any, Any] = record.state
     training = state.get("training")
     transient = state.get("_non_persistent_buffers_set")
-    hooks = {key: value for key, value in state.items() if _is_hooks(key, value)}
+    hooks = {key: value for key, value in state.items() if key in _HOOKS and isinstance(value, Mapping)}
+    kept_apart = _HELD | _OF_TORCH | _HOOKS
     return Part(
         path,
         record.class_name,
@@ -51,14 +67,10 @@ def _part(path: str, record: Record, places: Mapping[int, int], sources: Mapping
         parameters={str(key): _tensor(value) for key, value in state["_parameters"].items()},
         buffers={str(key): _tensor(value) for key, value in state["_buffers"].items()},
         transient=frozenset(map(str, transient)) if isinstance(transient, (set, list, tuple)) else frozenset(),
-        attributes={key: value for key, value in state.items() if isinstance(key, str) and key not in _HELD | {*hooks}},
+        attributes={key: value for key, value in state.items() if isinstance(key, str) and key not in kept_apart},
         hooks={key: tuple(value.values()) for key, value in hooks.items() if value},
         source=sources.get(f"source:{record.class_name}", ""),
     )
-
-
-def _is_hooks(key: Any, value: Any) -> bool:
-    return isinstance(key, str) and key.startswith("_") and "hook" in key and isinstance(value, Mapping)
 
 
 def _tensor(value: Any) -> LazyTensor | None:
