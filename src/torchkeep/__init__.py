@@ -52,6 +52,7 @@ from .proving import prove_resume as prove_resume
 from .rebuilding import Skeleton as Skeleton
 from .rebuilding import load_model as load_model
 from .rebuilding import plan_model as plan_model
+from .recording import recorded as recorded
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
 from .rules.renames import Rename as rename
@@ -119,6 +120,7 @@ __all__ = [
     "plan_model",
     "prove_resume",
     "read_spec",
+    "recorded",
     "rename",
     "salvage",
     "save",

@@ -36,6 +36,7 @@ from .errors import UnsavableError
 from .formats._pause import collector_paused
 from .formats.layout import without_code
 from .inspecting import inspect
+from .recording import Factory, architecture_of
 from .surgery import history
 
 
@@ -58,8 +59,8 @@ class Contents:
 
 
 @collector_paused()
-def of_module(model: nn.Module) -> Contents:
-    """What goes into the file of a live model: what its state dict names, and the description of the modules."""
+def of_module(model: nn.Module, factory: Factory | None = None) -> Contents:
+    """What goes into the file of a live model: what its state dict names, and what makes the modules again."""
     state, extra = state_of(model)
     parameters = {name for name, _ in named_parameters(model)}
     kinds = {name: "parameter" if name in parameters else "buffer" for name in state}
@@ -70,7 +71,10 @@ def of_module(model: nn.Module) -> Contents:
         tensors, kinds = tensors | inside, kinds | more
     origins = packed({name: origin for name, origin in origins_of(model).items() if name in state})
     module, surgery = inspect(unwrapped(model)), history(model)
-    return contents_of(tensors, kinds, kind="module", tree=tree, module=module, origins=origins, surgery=surgery)
+    made = contents_of(tensors, kinds, kind="module", tree=tree, module=module, origins=origins, surgery=surgery)
+    recorded = architecture_of(model, state, factory)
+    facts = msgspec.structs.replace(made.facts, architecture=recorded.architecture)
+    return replace(made, facts=facts, notes=(*made.notes, *recorded.notes))
 
 
 @collector_paused()
@@ -89,7 +93,12 @@ def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
     else:
         tree = trees.ABSENT if model_only else ckpt.tree
         contents, notes = of_opened(tree, ckpt.tensors, ckpt.metadata, None if facts.whole else facts.module)
-    kept = msgspec.structs.replace(contents.facts, origins=packed(ckpt.origins), surgery=list(ckpt.surgery))
+    kept = msgspec.structs.replace(
+        contents.facts,
+        origins=packed(ckpt.origins),
+        surgery=list(ckpt.surgery),
+        architecture=ckpt.architecture,
+    )
     return replace(contents, facts=kept, notes=(*contents.notes, *notes))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import SelectorError
 from . import tree as trees
+from .architecture import Architecture
 from .freezespec import Frozen
 from .names import fold, nearest
 from .operations import Operation
@@ -127,6 +128,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         surgery: what `tk.surgery` had done to the model, when torchkeep saved it; `tk.surgery.replay` does it again.
         optimizers: the states of optimizers by the names of their parameters, when a run of torchkeep saved them.
         origins: where tensors were loaded from before torchkeep saved them, by name.
+        architecture: what it takes to make the model again, when torchkeep saved a whole one; `tk.load_model` does.
     """
 
     file: str
@@ -145,6 +147,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     surgery: tuple[Operation, ...] = ()
     optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    architecture: Architecture | None = None
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from .architecture import Architecture
 from .modulespec import ModuleSpec
 from .operations import Operation
 from .origin import Origins
@@ -72,6 +73,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         origins: where the tensors of a model were loaded from before.
         producer: versions of what wrote it.
         surgery: what was done to the structure of the module, in order.
+        architecture: what it takes to make the module again.
     """
 
     version: int = 1
@@ -95,6 +97,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     origins: Origins = Origins()
     producer: dict[str, str] = {}
     surgery: list[Operation] = []
+    architecture: Architecture | None = None
 
 
 def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:

@@ -13,6 +13,7 @@ import msgspec
 from ..contents import taken_apart
 from ..core import tagged
 from ..core import tree as trees
+from ..core.architecture import Architecture
 from ..core.checkpoint import Checkpoint, Finding, Provenance, SavedModule
 from ..core.facts import FileFacts
 from ..core.freezespec import Frozen
@@ -46,7 +47,8 @@ class Flat:
         modules: what else is known of its modules.
         digests: BLAKE3 of tensors, as far as the file has them.
         origins: where tensors were loaded from before.
-        surgery: what was done to the structure of the model, as long as it is whole.
+        surgery, architecture: what was done to the structure of the model, and what makes it again, as long as it is
+            whole.
         metadata, findings, provenance: those of the file.
     """
 
@@ -60,6 +62,7 @@ class Flat:
     digests: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     surgery: tuple[Operation, ...] = ()
+    architecture: Architecture | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
@@ -111,6 +114,7 @@ class Flat:
             digests={moves[name]: digest for name, digest in self.digests.items() if name in moves},
             origins={moves[name]: origin for name, origin in self.origins.items() if name in moves},
             surgery=self.surgery if untouched else (),
+            architecture=self.architecture if untouched else None,
         )
 
     def checkpoint(self, what: str, *said: Finding) -> Checkpoint:
@@ -149,6 +153,7 @@ class Flat:
             frozen=Frozen() if self.module is None else self.module.as_frozen,
             origins=self.origins,
             surgery=self.surgery,
+            architecture=self.architecture if self.whole else None,
         )
 
 
@@ -192,6 +197,7 @@ def flatten(given: Any) -> Flat:
         digests={name: digests[name] for name in held if name in digests},
         origins={name: origin for name, origin in model.origins.items() if name in held},
         surgery=model.surgery,
+        architecture=model.architecture,
         metadata=model.metadata,
         findings=(*ckpt.findings, *_left_out(ckpt)),
         provenance=ckpt.provenance,

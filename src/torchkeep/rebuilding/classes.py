@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pathlib
 import sys
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from ..core.names import nearest
 from ..errors import RebuildError
@@ -18,7 +21,10 @@ from ..errors import RebuildError
 # Functions that torch's layers keep as attributes, under every name that pickles have had for them.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{module}.{name}": getattr(nn.functional, name)
-    for name in ("relu", "gelu", "silu", "mish", "elu", "selu", "celu", "tanh", "sigmoid", "leaky_relu", "softplus")
+    for name in (
+        *("relu", "relu6", "gelu", "silu", "mish", "elu", "selu", "celu", "tanh", "sigmoid", "leaky_relu", "softplus"),
+        *("hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "softsign", "tanhshrink", "softmax", "log_softmax"),
+    )
     for module in ("torch.nn.functional", "torch._C._nn", "torch")
 }
 
@@ -29,7 +35,14 @@ _PLAIN: dict[str, Any] = {
     "functools.partial": functools.partial,
     "builtins.slice": slice,
     "builtins.range": range,
+    "collections.deque": deque,
+    "pathlib.PosixPath": pathlib.PurePath,
+    "pathlib.WindowsPath": pathlib.PurePath,
+    "pathlib.PurePosixPath": pathlib.PurePosixPath,
+    "torch.nn.utils.parametrizations._OrthMaps": parametrizations._OrthMaps,
 }
+
+_LAYERS = ("torch.nn.modules.", "torch.nn.parallel.data_parallel", "torch.nn.utils.parametriz")
 
 _MOVED = {"torch.nn.modules.linear._LinearWithBias": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}
 
@@ -74,16 +87,35 @@ class Classes:
         """`find`, of a module's class: of a class inside of another, the module is the longest that can be meant."""
         if qualified in self.given:
             return self.given[qualified]
-        pieces = qualified.split(".")
+        pieces, refused = qualified.split("."), None
         for count in range(len(pieces) - 1, 0, -1):
             module, name = ".".join(pieces[:count]), ".".join(pieces[count:])
-            found = self.find(module, name) if count == len(pieces) - 1 or module in sys.modules else None
+            try:
+                found = self.find(module, name) if count == len(pieces) - 1 or self.trusts(module) else None
+            except RebuildError as error:
+                refused, found = refused or error, None
             if found is not None:
                 return found
+        if refused is not None:
+            raise refused
         return None
 
+    def find_factory(self, name: str) -> Any | None:
+        """The function of `package.module:function`; None where the caller neither gave nor trusts it.
+
+        Raises:
+            RebuildError: it is trusted and cannot be imported, or it is no function.
+        """
+        module, _, path = name.partition(":")
+        found = self.given.get(name)
+        if found is None and name and self.trusts(module):
+            found = self._imported(module, path)
+        if found is not None and not callable(found):
+            raise RebuildError(f"the factory {name} is a {type(found).__name__}, and no function", classes=(name,))
+        return found
+
     def how(self, qualified: str) -> str:
-        """Where a module of this class would come from: `given`, `torch.nn`, `trusted`, or `skeleton`; imports nothing."""
+        """Where a module of this class would come from: `given`, `torch.nn`, `trusted` or `skeleton`."""
         if qualified in self.given:
             return "given"
         if torch_layer(qualified) is not None:
@@ -126,7 +158,7 @@ class Classes:
 def torch_layer(qualified: str) -> type[nn.Module] | None:
     """The class of torch.nn of this name; it is looked up among what torch has, and nothing is imported."""
     module, _, name = _MOVED.get(qualified, qualified).rpartition(".")
-    if not module.startswith(("torch.nn.modules.", "torch.nn.parallel.data_parallel")):
+    if not module.startswith(_LAYERS):
         return None
     found = getattr(sys.modules.get(module), name, None)
     own = isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module

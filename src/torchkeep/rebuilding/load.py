@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ from torch import nn
 
 from ..core.blueprint import Blueprint
 from ..core.checkpoint import Checkpoint
+from ..core.facts import FileFacts
 from ..core.model_plan import ClassPlan, ModelPlan
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, contiguous_stride
 from ..errors import RebuildWarning
+from ..freezing import restore_held
+from ..freezing.state import attach
 from ..loading import load_into
 from ..pointing import checkpoint_of
+from ..recording import changed_methods, code_of
+from ..surgery.recording import forget, record
 from .classes import Classes
 from .making import Maker
 from .reading import blueprint_of, named_in
@@ -33,24 +38,30 @@ def load_model(
     trust: Sequence[str] = (),
     device: torch.device | str | None = None,
     trust_graph: bool = False,
+    allow: Any = None,
 ) -> nn.Module:
     """Make the whole model that a file holds: from what `tk.save(model, path)` wrote, or from a pickle of any torch.
 
     >>> model = tk.load_model("flowers.safetensors", classes={"train.Net": Net})    # doctest: +SKIP
 
-    Layers of torch.nn need nothing. A class is looked up only where the caller names it or trusts its package; modules
-    of any other become skeletons, with the right children, parameters, flags and state, whose forward says which class
-    is missing. Nothing else that the file names is imported or called; hooks are left out and reported.
+    Layers of torch.nn need nothing. A class is looked up only where the caller names it or trusts its package: it is
+    constructed as it was where that was recorded (`tk.recorded`, `tk.save(..., factory=)`), else made as unpickling
+    makes it. Modules of any other class become skeletons, with the right children, parameters, flags and state, whose
+    forward says which class is missing. Nothing else that the file names is imported or called; hooks are left out and
+    reported.
 
     Args:
         source: a file, or an opened Checkpoint; of a training checkpoint, the model in it.
         classes: name in the file, e.g. `old.package.Net` -> the class that it is now.
-        trust: packages and modules whose classes and functions may be imported by their names: `["mypackage."]`.
+        trust: packages and modules whose classes and functions may be imported by their names, and called as the file
+            says: `["mypackage."]`.
         device: where to put it; the CPU if None.
         trust_graph: where the class of the model is not here, run the program that was saved beside it.
+        allow: selectors of names that the classes make and the file lacks; they keep what the constructor gave them.
 
     Returns:
-        The model, with the modes, flags and tied tensors of the file.
+        The model, with the modes, flags, tied tensors and freeze state of the file. A RebuildWarning says what is not
+        as it was, and which classes compute something else than when it was saved.
 
     Raises:
         OpenError: the file cannot be read.
@@ -63,10 +74,25 @@ def load_model(
     known.check_given(named_in(blueprint), blueprint.file)
     places = _Places(ckpt, device)
     maker = Maker(blueprint, known, places.tensor)
-    model = maker.model()
-    load_into(model, ckpt)
-    _warn(blueprint, maker)
+    with torch.random.fork_rng(devices=[]):  # constructors draw numbers that are then replaced
+        model = maker.model()
+    if device is not None:
+        places.move(model)
+    load_into(model, ckpt, allow=allow, freeze=False)
+    _as_saved(model, ckpt)
+    _warn(blueprint, maker, maker.normed())
     return model
+
+
+def _as_saved(model: nn.Module, ckpt: Checkpoint) -> None:
+    """What torchkeep keeps with a model: which modules it holds in eval mode, its freeze spec, and its surgery."""
+    if ckpt.architecture is None:
+        return
+    restore_held(model, ckpt.frozen.held)
+    attach(model, ckpt.frozen.state)
+    forget(model.modules())
+    for operation in ckpt.surgery:
+        record(model, operation)
 
 
 def plan_model(source: Source, *, classes: Mapping[str, Any] | None = None, trust: Sequence[str] = ()) -> ModelPlan:
@@ -90,13 +116,26 @@ class _Places:
         self._device = torch.device("cpu" if device is None else device)
         self._state = {tensor.identity for tensor in ckpt.values()}
         self._made: dict[tuple[object, ...], torch.Tensor] = {}
+        self._tied = ckpt.facts.tied if isinstance(ckpt.facts, FileFacts) else {}
 
     def tensor(self, lazy: LazyTensor, name: str) -> torch.Tensor:
         """The live tensor; `name` is empty where it is no parameter or buffer."""
         key = (*lazy.identity, lazy.kind)
+        if name and (lazy.storage is None or not lazy.numel()):  # nothing but its name tells it from others
+            key = (self._tied.get(name, name), lazy.kind)
         if key not in self._made:
             self._made[key] = self._make(lazy)
         return self._made[key]
+
+    def move(self, model: nn.Module) -> None:
+        """Move what constructors made beyond the file to the device as well."""
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for key, tensor in held.items():
+                    if tensor is not None and tensor.device.type not in {"meta", self._device.type}:
+                        moved = tensor.detach().to(self._device)
+                        same = isinstance(tensor, nn.Parameter)
+                        held[key] = nn.Parameter(moved, tensor.requires_grad) if same else moved  # type: ignore[assignment]
 
     def _make(self, lazy: LazyTensor) -> torch.Tensor:
         device = torch.device("meta") if lazy.device == "meta" else self._device
@@ -119,24 +158,45 @@ def _dense(lazy: LazyTensor) -> tuple[int, ...]:
     return tuple(lazy.stride)
 
 
-def _left_out(blueprint: Blueprint) -> tuple[str, ...]:
-    """What of the model is not made again, whatever classes there are."""
-    hooks = [f"{part.path or 'the model'}: {kind}" for part in blueprint.parts for kind in part.hooks]
+def _left_out(blueprint: Blueprint, made: Collection[str] = (), normed: Collection[str] = ()) -> tuple[str, ...]:
+    """What of the model is not made again, whatever classes there are.
+
+    Args:
+        blueprint: of the model.
+        made: places of what constructors made anew.
+        normed: paths of the modules whose hooks are those of torch's norms, which are made again.
+    """
+    hooked = [part for part in blueprint.parts if part.path not in normed]
+    hooks = [f"{part.path or 'the model'}: {kind}" for part in hooked for kind in part.hooks]
+    lost = [f"{place} {why}" for place, why in blueprint.lost.items() if place not in made]
     notes = [f"{len(hooks)} modules had hooks, which are not run: {shorten(hooks)}"] if hooks else []
-    return (*notes, *blueprint.lost)
+    notes += [f"{len(lost)} things of the model were not kept when it was saved: {shorten(lost)}"] if lost else []
+    return tuple(notes)
 
 
-def _warn(blueprint: Blueprint, maker: Maker) -> None:
+def _warn(blueprint: Blueprint, maker: Maker, normed: Collection[str]) -> None:
     """Say what is not as it was."""
-    notes = list(_left_out(blueprint))
+    notes = [*_left_out(blueprint, maker.constructed, normed), *maker.notes, *_changes(blueprint, maker)]
     if maker.unknown:
         names = sorted(set(maker.unknown.values()))
+        factory = f", or trust=[...] the package of its factory {blueprint.factory}" if blueprint.factory else ""
         notes.append(
             f"{len(maker.unknown)} modules are skeletons, which cannot compute, for want of {shorten(names)}: pass "
-            f"classes={{{names[0]!r}: YourClass}}, or trust=[...] the package that has it"
+            f"classes={{{names[0]!r}: YourClass}}, or trust=[...] the package that has it{factory}"
         )
     if maker.inert:
         what = [f"{place} ({name})" for place, name in maker.inert.items()]
         notes.append(f"{len(what)} attributes are left as inert records: {shorten(what)}")
     for note in notes:
         warnings.warn(f"{blueprint.file}: {note}", RebuildWarning, stacklevel=3)
+
+
+def _changes(blueprint: Blueprint, maker: Maker) -> Iterator[str]:
+    """Classes whose code is another than when the file was written."""
+    codes = {part.class_name: part.code for part in blueprint.parts if part.code}
+    for name, code in codes.items():
+        now = maker.live.get(name)
+        changed = changed_methods(code, code_of(now)) if now is not None else {}
+        if changed:
+            what = [f"{method} was {before} and is {after}" for method, (before, after) in changed.items()]
+            yield f"{name} computes something else than when the file was written: {shorten(what)}"

@@ -11,6 +11,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import RebuildError
+from .saved import of_saved
 
 _HELD = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 
@@ -24,6 +25,13 @@ def blueprint_of(ckpt: Checkpoint) -> Blueprint:
     root = ckpt.tree.get(ckpt.model_key) if ckpt.model_key and isinstance(ckpt.tree, dict) else ckpt.tree
     if isinstance(root, Record) and root.is_module:
         return _of_pickle(ckpt, root)
+    if ckpt.architecture is not None:
+        return of_saved(ckpt, ckpt.architecture)
+    if ckpt.kind == "module" and ckpt.facts is not None:
+        raise RebuildError(
+            f"{ckpt.file} was saved by a torchkeep that kept no more of a model than its modules' names",
+            hint="make the model, put the weights into it with tk.load_into(model, path), and tk.save it again",
+        )
     raise RebuildError(
         f"{ckpt.file} holds tensors, and no word of the model that they are from",
         hint="make the model, and put them into it: tk.load_into(model, path)",
@@ -71,7 +79,7 @@ def named_in(blueprint: Blueprint) -> set[str]:
     found = set(blueprint.class_names) | ({blueprint.factory} - {""})
     seen: set[int] = set()
     stack: list[Any] = [value for part in blueprint.parts for value in (part.attributes, part.construction, part.hooks)]
-    stack.append(blueprint.construction)
+    stack += (blueprint.construction, blueprint.objects)
     while stack:
         node = stack.pop()
         if isinstance(node, Global):
