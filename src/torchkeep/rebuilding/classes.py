@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,7 @@ class Classes:
         qualified = f"{module}.{name}"
         if qualified in self.given:
             return self.given[qualified]
-        found = torch_layer(qualified) or _FUNCTIONS.get(qualified) or _PLAIN.get(qualified)
+        found = torch_layer(qualified) or _FUNCTIONS.get(qualified) or _PLAIN.get(qualified) or _options(qualified)
         if found is not None:
             return found
         return self._imported(module, name) if self.trusts(module) else None
@@ -153,6 +154,13 @@ class Classes:
                 hint=f"pass classes={{{f'{module}.{name}'!r}: TheClass}} if it was moved or renamed",
             ) from error
         return found
+
+
+def _options(qualified: str) -> type | None:
+    """The dataclass of torch.nn of this name: options of its layers."""
+    module, _, name = qualified.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None) if module.startswith("torch.nn.modules.") else None
+    return found if isinstance(found, type) and is_dataclass(found) and found.__module__ == module else None
 
 
 def torch_layer(qualified: str) -> type[nn.Module] | None:

@@ -78,7 +78,8 @@ def load_model(
         model = maker.model()
     if device is not None:
         places.move(model)
-    load_into(model, ckpt, allow=allow, freeze=False)
+    if ckpt or model.state_dict():  # a model without tensors has nothing to load
+        load_into(model, ckpt, allow=allow, freeze=False)
     _as_saved(model, ckpt)
     _warn(blueprint, maker, maker.normed())
     return model

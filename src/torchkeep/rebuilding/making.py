@@ -217,8 +217,8 @@ class Maker:
             return True
         if wanted is not None or torch_layer(class_name(present)) is not None:
             return False
-        same = (part.children, part.parameters, part.buffers), (present._modules, present._parameters, present._buffers)
-        return all({*a} == {*b} for a, b in zip(*same, strict=True))
+        names = [*part.children, *part.parameters, *part.buffers]
+        return sorted(names) == sorted([*present._modules, *present._parameters, *present._buffers])
 
     def _set(self, module: nn.Module, key: str, value: Any, place: str) -> None:
         """Set an attribute as it was, unless code has made what the file can only name."""

@@ -223,14 +223,15 @@ def _named(value: Any, place: str) -> Global:
     """The name of a class or a function, under which it can be found again."""
     module: Any = getattr(value, "__module__", None)
     name: str = getattr(value, "__qualname__", "")
+    short = name.rpartition(".")[2]
     if isinstance(value, type):
         return Global(str(module), name)
     if isinstance(module, str) and _found(module, name) is value:
         return Global(module, name)
     for place_of in (nn.functional, torch._C._nn, torch):
-        if vars(place_of).get(value.__name__) is value:
-            return Global(place_of.__name__, value.__name__)
-    what = "a lambda" if value.__name__ == "<lambda>" else "a function that no module has"
+        if vars(place_of).get(short, NotImplemented) is value:
+            return Global(place_of.__name__, short)
+    what = "a lambda" if short == "<lambda>" else "a function that no module has"
     raise Unsayable(place, f"is {what}")
 
 
