@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Finding, Provenance
+from ..core.facts import FileFacts
 from ..core.limits import Limits
 from ..core.source import Probe, Source
 from ..core.tensors import LazyTensor
@@ -79,7 +80,8 @@ class HfIndex:
             findings=tuple(dict.fromkeys(findings)),
             provenance=Provenance(producer, (reason,)),
         )
-        return of_shards(first, whole, limits)
+        told = [shard for shard in shards.values() if isinstance(shard.facts, FileFacts) and shard.facts.whole]
+        return of_shards(told[0] if told else first, whole, limits)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the shards whose format has checksums: (shard and record, whether it holds, bytes)."""

@@ -14,6 +14,7 @@ from torch import nn
 from ..core.blueprint import Blueprint
 from ..core.checkpoint import Checkpoint
 from ..core.facts import FileFacts
+from ..core.live import live_tensors
 from ..core.model_plan import ClassPlan, ModelPlan
 from ..core.table import shorten
 from ..core.tensors import LazyTensor, contiguous_stride
@@ -78,11 +79,21 @@ def load_model(
         model = maker.model()
     if device is not None:
         places.move(model)
-    if ckpt or model.state_dict():  # a model without tensors has nothing to load
-        load_into(model, ckpt, allow=allow, freeze=False)
+    _fill(model, ckpt, allow)
     _as_saved(model, ckpt)
     _warn(blueprint, maker, maker.normed())
     return model
+
+
+def _fill(model: nn.Module, ckpt: Checkpoint, allow: Any) -> None:
+    """Load the values, as far as there are any: a tensor that was on the meta device stays there."""
+    if any(tensor.device == "meta" for tensor in ckpt.values()):
+        live = live_tensors(model)
+        for name, tensor in ckpt.items():
+            if tensor.device != "meta" and name in live:
+                live[name].detach().copy_(tensor.load())
+    elif ckpt or model.state_dict():
+        load_into(model, ckpt, allow=allow, freeze=False)
 
 
 def _as_saved(model: nn.Module, ckpt: Checkpoint) -> None:

@@ -387,7 +387,9 @@ class Maker:
         return MethodType(found, owner) if isinstance(found, FunctionType) else None
 
     def _standing(self, part: Part) -> Part:
-        """A part as a skeleton keeps it: what its constructor was called with has modules of the model in it."""
+        """A part as a skeleton keeps it: without what it holds itself, and with live modules among the arguments that
+        its constructor was called with."""
+        part = replace(part, children={}, parameters={}, buffers={}, attributes={})
         call = part.construction
         if call is None:
             return part

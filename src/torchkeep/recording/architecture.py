@@ -173,7 +173,7 @@ class _Architect:
                 inside = "" if error.place == place else f"holds {error.place}, which "
                 self._lost[place] = f"{inside}{error}"
         made = self._distinct(Kind(self._class(module), said, [], *shape, call=call, hooks=hooks))
-        if hooks and not all(type(hook) in _NORMS for hook in _live_hooks(module)):
+        if hooks and not all(type(hook) in _NORMS for _, hook in _live_hooks(module)):
             self._hooked.append(path or "the model")
         if key is not None:
             self._known[key] = made
@@ -329,7 +329,9 @@ class _Values:
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """What a module holds beside its tensors and modules, and beside what torch and torchkeep keep with it."""
-    left = {hook.name for hook in _live_hooks(module) if type(hook) in _NORMS} if module._forward_pre_hooks else set()
+    left = (
+        {hook.name for _, hook in _live_hooks(module) if type(hook) in _NORMS} if module._forward_pre_hooks else set()
+    )
     if is_held(module):
         left.add("train")
     if isinstance(module, nn.RNNBase):
@@ -363,12 +365,13 @@ _HOOKS = (
 )
 
 
-def _live_hooks(module: nn.Module) -> Iterator[Any]:
+def _live_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(kind, hook), without those that torch itself adds to norms and parametrizations."""
     for kind in _HOOKS:
         for hook in module.__dict__.get(kind, {}).values():
             found = getattr(hook, "hook", hook)
-            if type(found).__module__ != "torch.nn.utils.spectral_norm" or type(found) in _NORMS:
-                yield found
+            if type(found) in _NORMS or not str(getattr(found, "__module__", "")).startswith("torch.nn.utils."):
+                yield kind, found
 
 
 def _hooks(module: nn.Module) -> dict[str, list[Any]]:
@@ -377,14 +380,9 @@ def _hooks(module: nn.Module) -> dict[str, list[Any]]:
     if part is not None:
         return {kind: [tagged.encode(_name_of(hook)) for hook in held] for kind, held in part.hooks.items()}
     found: dict[str, list[Any]] = {}
-    for kind in _HOOKS:
-        for hook in module.__dict__.get(kind, {}).values():
-            one = getattr(hook, "hook", hook)
-            if type(one) in _NORMS:
-                record = Record(_name_of(one), state=dict(vars(one)))
-                found.setdefault(kind, []).append(tagged.encode(record))
-            elif type(one).__module__ != "torch.nn.utils.spectral_norm":  # which go with the norm
-                found.setdefault(kind, []).append(tagged.encode(_name_of(one)))
+    for kind, hook in _live_hooks(module):
+        said = Record(_name_of(hook), state=dict(vars(hook))) if type(hook) in _NORMS else _name_of(hook)
+        found.setdefault(kind, []).append(tagged.encode(said))
     return found
 
 
