@@ -50,6 +50,8 @@ _PROBE = 1 << 16  # bytes that tell how well the others can be compressed
 _MOST = 1 << 26  # bytes of one such tensor before it is compressed
 _NORMS = (WeightNorm, SpectralNorm)
 _SIMPLE = frozenset({type(None), bool, int, float, complex, str, bytes})
+_ROWS = frozenset({tuple, list})
+_SIMPLE_ROWS = _SIMPLE | _ROWS
 
 Json = Any
 
@@ -83,9 +85,10 @@ class _Architect:
         self._order: list[int | None] = []  # None for a module that is met for the first time
         self._walk(model, "")
         self._attributes = [_attributes(module) for _, module in self._first]
-        held = [value for one in self._attributes for value in one.values() if not _is_plain(value)]
+        odd = [[value for value in one.values() if not _is_plain(value)] for one in self._attributes]
+        self._odd = [bool(values) for values in odd]
         self._values = _Values(state)
-        self._inert = Inert(self._number, self._values.leaf, shared_in(held))
+        self._inert = Inert(self._number, self._values.leaf, shared_in(value for values in odd for value in values))
         self._classes: dict[tuple[type, str], int] = {}
         self._entries: list[ClassEntry] = []
         self._known: dict[object, int] = {}
@@ -108,7 +111,7 @@ class _Architect:
                 self._walk(child, f"{path}.{key}" if path else key)
 
     def recorded(self, factory: Factory | None) -> Recorded:
-        kinds = iter([self._kind(path, module, self._attributes[at]) for at, (path, module) in enumerate(self._first)])
+        kinds = iter([self._kind(at, *one) for at, one in enumerate(self._first)])
         architecture = Architecture(
             classes=self._entries,
             kinds=self._kinds,
@@ -138,8 +141,9 @@ class _Architect:
             raise Unsayable(place, f"is a module that is none of the model's, a {type(module).__name__}")
         return number
 
-    def _kind(self, path: str, module: nn.Module, attributes: dict[str, Any]) -> int:
+    def _kind(self, number: int, path: str, module: nn.Module) -> int:
         """The number of the kind of a module; most are of one that was seen, which is quickly told."""
+        attributes = self._attributes[number]
         self._hold(path, module)
         hooks, call = _hooks(module), self._call(path, module)
         shape = (
@@ -339,14 +343,18 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {
         key: value
         for key, value in module.__dict__.items()
-        if key not in _BOOKS and not key.startswith(_OURS) and key not in left
+        if key not in _BOOKS and key not in left and not key.startswith(_OURS)
     }
 
 
 def _is_plain(value: Any, depth: int = 4) -> bool:
     """Whether a value is made of what JSON and marshal both know; deeper ones take the longer way."""
-    kind = type(value)
-    return kind in _SIMPLE or (kind in {tuple, list} and depth > 0 and all(_is_plain(one, depth - 1) for one in value))
+    if type(value) in _SIMPLE:
+        return True
+    if type(value) not in _ROWS or not depth:
+        return False
+    kinds = {*map(type, value)}
+    return kinds <= _SIMPLE or (kinds <= _SIMPLE_ROWS and all([_is_plain(one, depth - 1) for one in value]))
 
 
 def _same(a: Json, b: Json) -> bool:
@@ -367,6 +375,8 @@ _HOOKS = (
 
 def _live_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """(kind, hook), without those that torch itself adds to norms and parametrizations."""
+    if not any(map(module.__dict__.get, _HOOKS)):  # by far the most
+        return
     for kind in _HOOKS:
         for hook in module.__dict__.get(kind, {}).values():
             found = getattr(hook, "hook", hook)
