@@ -692,6 +692,14 @@ def test_files_of_before_say_what_to_do(tmp_path: Path) -> None:
         tk.load_model(path)
 
 
+def test_a_run_says_what_to_do(tmp_path: Path) -> None:
+    with tk.Run(tmp_path / "run") as run:
+        run.save(0, model=TinyNet())
+    with pytest.raises(RebuildError, match="weights and no architecture") as caught:
+        tk.load_model(tmp_path / "run")
+    assert "tk.load_into" in str(caught.value)
+
+
 # Other ways through a file
 
 

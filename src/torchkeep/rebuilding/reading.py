@@ -27,6 +27,11 @@ def blueprint_of(ckpt: Checkpoint) -> Blueprint:
         return _of_pickle(ckpt, root)
     if ckpt.architecture is not None:
         return of_saved(ckpt, ckpt.architecture)
+    if ckpt.format == "torchkeep_run":
+        raise RebuildError(
+            f"{ckpt.file} is a run, whose snapshots keep weights and no architecture",
+            hint="make the model, and tk.load_into(model, run); tk.save(model, path) keeps the model itself",
+        )
     if ckpt.kind == "module" and ckpt.facts is not None:
         raise RebuildError(
             f"{ckpt.file} was saved by a torchkeep that kept no more of a model than its modules' names",
