@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -325,6 +326,27 @@ def test_what_cannot_be_kept_is_said_twice(tmp_path: Path) -> None:
     with pytest.warns(RebuildWarning, match="not kept when it was saved"):
         back = tk.load_model(tmp_path / "model.safetensors", classes=TINY)
     assert not hasattr(back, "act")
+
+
+def test_data_that_hangs_on_a_model_does_not_keep_it_from_being_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.rows, model.text, model.array = list(range(1_000_000)), "x" * (5 << 20), np.zeros((300, 1000))
+    model.table = {"rows": [[one, [str(one)]] for one in range(200_000)]}
+    report = tk.save(model, tmp_path / "model.safetensors")
+    note = " ".join(report.notes)
+    assert all(f"{name} " in note for name in ("rows", "text", "array", "table"))
+    assert (tmp_path / "model.safetensors").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(1, 2))])
+def test_scripted_models_are_saved_and_come_back_as_skeletons(script: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        path = save(model, tmp_path)
+    back, said = told(path)
+    assert "skeletons" in said
+    assert state_bits(back) == state_bits(model)
 
 
 def test_shared_objects_are_kept_once_and_stay_shared(tmp_path: Path) -> None:

@@ -47,9 +47,13 @@ _OURS = "_torchkeep_"
 _DERIVED = frozenset({"_flat_weights", "_flat_weight_refs"})  # of recurrent layers, made from their parameters
 _ROOM = 1 << 20  # bytes of all tensors outside of the state dict, compressed
 _PROBE = 1 << 16  # bytes that tell how well the others can be compressed
+_LONG = 4096  # members of a plain value that is told at a glance
+_WORDS = 1 << 22  # bytes of all other plain values as JSON
 _MOST = 1 << 26  # bytes of one such tensor before it is compressed
 _NORMS = (WeightNorm, SpectralNorm)
 _SIMPLE = frozenset({type(None), bool, int, float, complex, str, bytes})
+_TEXTS = frozenset({str, bytes})
+_NUMBERS = _SIMPLE - _TEXTS
 _ROWS = frozenset({tuple, list})
 _SIMPLE_ROWS = _SIMPLE | _ROWS
 
@@ -82,6 +86,7 @@ class _Architect:
         self._state = state
         self._first: list[tuple[str, nn.Module]] = []
         self._numbers: dict[int, int] = {}
+        self._lost: dict[str, str] = {}
         self._order: list[int | None] = []  # None for a module that is met for the first time
         self._walk(model, "")
         self._attributes = [_attributes(module) for _, module in self._first]
@@ -95,8 +100,8 @@ class _Architect:
         self._firsts: dict[int, Kind] = {}
         self._kinds: list[Kind] = []
         self._held: dict[str, int] = {}
-        self._lost: dict[str, str] = {}
         self._hooked: list[str] = []
+        self._words = _WORDS
 
     def _walk(self, model: nn.Module, path: str) -> None:
         module = unwrapped(model)
@@ -106,6 +111,8 @@ class _Architect:
             return
         self._first.append((path, module))
         self._order.append(None)
+        if isinstance(module, torch.jit.ScriptModule) and not self._lost:
+            self._lost[path or "the model"] = "is scripted; torch.jit.save keeps what it computes"
         for key, child in module._modules.items():
             if child is not None:
                 self._walk(child, f"{path}.{key}" if path else key)
@@ -146,16 +153,13 @@ class _Architect:
         attributes = self._attributes[number]
         self._hold(path, module)
         hooks, call = _hooks(module), self._call(path, module)
+        holders = (module._modules, module._parameters, module._buffers)
+        children, parameters, buffers = ([name for name, _ in held.items()] for held in holders)
         shape = (
-            [*module._modules],
-            [*module._parameters],
-            [*module._buffers],
-            [
-                key
-                for held in (module._modules, module._parameters, module._buffers)
-                for key in held
-                if held[key] is None
-            ],
+            children,
+            parameters,
+            buffers,
+            [name for held in holders for name, one in held.items() if one is None],
             sorted(module._non_persistent_buffers_set),
         )
         key: object = None
@@ -172,7 +176,7 @@ class _Architect:
         for name, value in attributes.items():
             place = f"{path}.{name}" if path else name
             try:
-                said[name] = self._inert.said(value, place)
+                said[name] = self._within(self._inert.said(value, place), place)
             except Unsayable as error:
                 inside = "" if error.place == place else f"holds {error.place}, which "
                 self._lost[place] = f"{inside}{error}"
@@ -182,6 +186,15 @@ class _Architect:
         if key is not None:
             self._known[key] = made
         return made
+
+    def _within(self, said: Json, place: str) -> Json:
+        """The same, if there is room for it: the header of a file has an end."""
+        if isinstance(said, (dict, list, str)):
+            size = len(msgspec.json.encode(said))
+            if size > self._words:
+                raise Unsayable(place, f"takes {human_bytes(size)} as text; save it beside the model, as tensors")
+            self._words -= size if size > _LONG else 0
+        return said
 
     def _distinct(self, kind: Kind) -> int:
         """The number of a kind, of which only what its class's first kind has not is kept."""
@@ -350,11 +363,11 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 def _is_plain(value: Any, depth: int = 4) -> bool:
     """Whether a value is made of what JSON and marshal both know; deeper ones take the longer way."""
     if type(value) in _SIMPLE:
-        return True
-    if type(value) not in _ROWS or not depth:
+        return type(value) not in _TEXTS or len(value) <= _LONG
+    if type(value) not in _ROWS or not depth or len(value) > _LONG:
         return False
     kinds = {*map(type, value)}
-    return kinds <= _SIMPLE or (kinds <= _SIMPLE_ROWS and all([_is_plain(one, depth - 1) for one in value]))
+    return kinds <= _NUMBERS or (kinds <= _SIMPLE_ROWS and all(_is_plain(one, depth - 1) for one in value))
 
 
 def _same(a: Json, b: Json) -> bool:

@@ -35,6 +35,8 @@ _STATELESS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     pathlib.PurePosixPath: lambda value: (str(value),),
 }
 _DEPTH = 100
+_MOST = 2_000_000  # containers that are looked at
+_VALUES = 200_000  # of one attribute: more are data, and no option of a model
 
 
 class Unsayable(Exception):
@@ -65,6 +67,7 @@ class Inert:
         self._shared: dict[int, int | Unsayable | None] = dict.fromkeys(shared)
         self._leaves: dict[int, Any] = {}
         self._open: set[int] = set()
+        self._left = _VALUES
 
     def said(self, value: Any, place: str) -> Any:
         """The value as tagged JSON.
@@ -72,6 +75,7 @@ class Inert:
         Raises:
             Unsayable: some part of it cannot be kept.
         """
+        self._left = _VALUES
         return self._encoded(self._of(value, place), place)
 
     def _encoded(self, inert: Any, place: str) -> Any:
@@ -81,6 +85,9 @@ class Inert:
             raise Unsayable(f"{place}.{error.path}" if error.path else place, error.message) from error
 
     def _of(self, value: Any, place: str) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise Unsayable(place, f"is of more than {_VALUES:,} values; save them beside the model, as tensors")
         if type(value) in ATOMS or isinstance(value, (np.generic, np.ndarray, ObjectRef)):
             return value
         if isinstance(value, (torch.Tensor, LazyTensor)):
@@ -247,7 +254,7 @@ def shared_in(values: Iterable[Any]) -> set[int]:
     seen: set[int] = set()
     again: set[int] = set()
     stack = list(values)
-    while stack:
+    while stack and len(seen) < _MOST:
         value = stack.pop()
         if type(value) in ATOMS or isinstance(
             value, (torch.Tensor, LazyTensor, nn.Module, type, enum.Enum, np.ndarray)
@@ -264,9 +271,9 @@ def shared_in(values: Iterable[Any]) -> set[int]:
 
 def _inside(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
-        yield from dict.values(value)
+        yield from (one for one in dict.values(value) if type(one) not in ATOMS)
     elif type(value) in {*_LISTS, deque}:
-        yield from value
+        yield from (one for one in value if type(one) not in ATOMS)
     elif isinstance(value, Record):
         yield from (value.args, value.kwargs, value.state, value.items)
         yield from (item for _, item in value.pairs)
