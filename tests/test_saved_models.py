@@ -328,6 +328,50 @@ def test_what_cannot_be_kept_is_said_twice(tmp_path: Path) -> None:
     assert not hasattr(back, "act")
 
 
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.wave = torch.sin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fc": self.fc}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.fc = state["fc"]
+
+
+def test_a_class_that_pickles_itself_comes_back_all_the_same(tmp_path: Path) -> None:
+    model = Stateful()
+    back, said = told(save(model, tmp_path), classes={f"{__name__}.Stateful": Stateful})
+    assert said == ""
+    assert state_bits(back) == state_bits(model)
+    assert back.wave is torch.sin
+
+
+def test_pruned_layers_compute_the_same_and_their_hook_is_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    back, said = told(save(model, tmp_path))
+    assert "hooks, which are not run" in said
+    x = torch.randn(2, 4)
+    assert torch.equal(back(x), model(x))
+
+
+def test_values_that_run_code_when_they_are_looked_at_are_left_alone(tmp_path: Path) -> None:
+    class Loud:
+        def __getattribute__(self, name: str) -> Any:
+            if name in {"__dict__", "__reduce_ex__"}:
+                return object.__getattribute__(self, name)
+            raise AssertionError(f"asked for {name}")
+
+    model = nn.Sequential(nn.ReLU())
+    model.loud, model.library = [Loud()], torch
+    report = tk.save(model, tmp_path / "model.safetensors")
+    assert "library is a module of Python" in " ".join(report.notes)
+
+
 def test_data_that_hangs_on_a_model_does_not_keep_it_from_being_saved(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model.rows, model.text, model.array = list(range(1_000_000)), "x" * (5 << 20), np.zeros((300, 1000))

@@ -13,6 +13,7 @@ from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -27,6 +28,23 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         *("hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "softsign", "tanhshrink", "softmax", "log_softmax"),
     )
     for module in ("torch.nn.functional", "torch._C._nn", "torch")
+} | {
+    f"torch.{name}": getattr(torch, name)
+    for name in (
+        "abs",
+        "exp",
+        "log",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "sin",
+        "cos",
+        "erf",
+        "sign",
+        "neg",
+        "reciprocal",
+    )
 }
 
 # Classes of the standard library that run nothing of what they are given.

@@ -273,7 +273,9 @@ class Maker:
         if issubclass(cls, nn.RNNBase) and "_flat_weights" not in state and "_flat_weights_names" in state:
             state["_flat_weights"] = [held["_parameters"].get(name) for name in state["_flat_weights_names"]]
         try:
-            module.__setstate__(state)
+            own = self._blueprint.places or cls.__getstate__ is nn.Module.__getstate__
+            set_state: Any = cls.__setstate__ if own else nn.Module.__setstate__  # what its own takes, its own gave
+            set_state(module, state)
             if part.parametrized:
                 parametrized(module)
             filled(module, part, torch_layer(part.class_name) is not None)

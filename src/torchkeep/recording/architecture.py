@@ -51,6 +51,7 @@ _LONG = 4096  # members of a plain value that is told at a glance
 _WORDS = 1 << 22  # bytes of all other plain values as JSON
 _MOST = 1 << 26  # bytes of one such tensor before it is compressed
 _NORMS = (WeightNorm, SpectralNorm)
+_NORMING = frozenset(f"torch.nn.utils.{name}" for name in ("weight_norm", "spectral_norm", "parametrizations"))
 _SIMPLE = frozenset({type(None), bool, int, float, complex, str, bytes})
 _TEXTS = frozenset({str, bytes})
 _NUMBERS = _SIMPLE - _TEXTS
@@ -393,7 +394,7 @@ def _live_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for kind in _HOOKS:
         for hook in module.__dict__.get(kind, {}).values():
             found = getattr(hook, "hook", hook)
-            if type(found) in _NORMS or not str(getattr(found, "__module__", "")).startswith("torch.nn.utils."):
+            if type(found) in _NORMS or getattr(found, "__module__", "") not in _NORMING:
                 yield kind, found
 
 

@@ -27,6 +27,10 @@ ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtyp
 _DICTS = frozenset({dict, OrderedDict, Counter, defaultdict})
 _LISTS = frozenset({list, tuple, set, frozenset})
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+_LEAVES = (
+    *(torch.Tensor, LazyTensor, nn.Module, type, enum.Enum, np.ndarray, np.generic),
+    *(types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
+)
 _STATELESS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     slice: lambda value: (value.start, value.stop, value.step),
     range: lambda value: (value.start, value.stop, value.step),
@@ -88,12 +92,13 @@ class Inert:
         self._left -= 1
         if self._left < 0:
             raise Unsayable(place, f"is of more than {_VALUES:,} values; save them beside the model, as tensors")
-        if type(value) in ATOMS or isinstance(value, (np.generic, np.ndarray, ObjectRef)):
+        kind = type(value)  # and no isinstance, which may run code of the value
+        if kind in ATOMS or issubclass(kind, (np.generic, np.ndarray, ObjectRef)):
             return value
-        if isinstance(value, (torch.Tensor, LazyTensor)):
+        if issubclass(kind, (torch.Tensor, LazyTensor)):
             self._leaves[id(value)] = self._tensor(value, place)
             return value
-        if isinstance(value, nn.Module):
+        if issubclass(kind, nn.Module):
             return ModuleRef(self._module(value, place))
         if id(value) in self._shared:
             return self._once(value, place)
@@ -133,7 +138,7 @@ class Inert:
             for at, (key, item) in enumerate(value.items()):
                 made[self._of(key, place)] = self._of(item, f"{place}.{key_text(key, at)}")
             return made
-        if isinstance(value, (type, *_FUNCTIONS)):
+        if issubclass(kind, (type, *_FUNCTIONS)):
             return _named(value, place)
         if kind is types.MethodType:
             return self._method(value, place)
@@ -162,7 +167,9 @@ class Inert:
     def _object(self, value: Any, place: str) -> Record:
         kind = type(value)
         cls = Global(kind.__module__, kind.__qualname__)
-        if isinstance(value, enum.Enum):
+        if issubclass(kind, types.ModuleType):
+            raise Unsayable(place, "is a module of Python")
+        if issubclass(kind, enum.Enum):
             return Record(cls, (self._of(value._value_, place),), called=True)
         if kind is functools.partial:
             state = tuple(self._of(one, place) for one in (value.func, value.args, value.keywords))
@@ -179,7 +186,7 @@ class Inert:
     def _instance(self, value: Any, cls: Global, place: str) -> Record:
         """As pickle makes it where a class leaves all to it: an instance without a constructor, then its state."""
         kind = type(value)
-        base: Any = next((one for one in (dict, list, tuple, str, int, float, bytes) if isinstance(value, one)), object)
+        base = _base_of(kind)
         fields = _fields_of(kind)
         if fields is None and _pickles_itself(kind, base):
             raise Unsayable(place, f"is a {cls.qualified}, whose class says by itself how it is pickled")
@@ -203,6 +210,10 @@ class Inert:
         if state or base is object:
             record.state = (state or None, slots) if slots else state
         return record
+
+
+def _base_of(kind: type) -> Any:
+    return next((one for one in (dict, list, tuple, str, int, float, bytes) if issubclass(kind, one)), object)
 
 
 def _fields_of(kind: type) -> list[str] | None:
@@ -256,27 +267,27 @@ def shared_in(values: Iterable[Any]) -> set[int]:
     stack = list(values)
     while stack and len(seen) < _MOST:
         value = stack.pop()
-        if type(value) in ATOMS or isinstance(
-            value, (torch.Tensor, LazyTensor, nn.Module, type, enum.Enum, np.ndarray)
-        ):
+        kind = type(value)
+        if kind in ATOMS or issubclass(kind, _LEAVES):
             continue
         if id(value) in seen:
-            if not isinstance(value, (tuple, frozenset, np.generic, *_FUNCTIONS)):
+            if not issubclass(kind, (tuple, frozenset)):
                 again.add(id(value))
             continue
         seen.add(id(value))
-        stack += _inside(value)
+        stack += _inside(value, kind)
     return again
 
 
-def _inside(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
+def _inside(value: Any, kind: type) -> Iterator[Any]:
+    if issubclass(kind, dict):
         yield from (one for one in dict.values(value) if type(one) not in ATOMS)
-    elif type(value) in {*_LISTS, deque}:
+    elif kind in {*_LISTS, deque}:
         yield from (one for one in value if type(one) not in ATOMS)
-    elif isinstance(value, Record):
+    elif kind is Record:
         yield from (value.args, value.kwargs, value.state, value.items)
         yield from (item for _, item in value.pairs)
-    held = getattr(value, "__dict__", None)
-    if isinstance(held, dict) and not isinstance(value, _FUNCTIONS):
-        yield from held.values()
+    elif kind is functools.partial:
+        yield from (value.func, value.args, value.keywords)
+    if kind.__module__ != "builtins" and (_fields_of(kind) is not None or not _pickles_itself(kind, _base_of(kind))):
+        yield from getattr(value, "__dict__", {}).values()
