@@ -273,8 +273,9 @@ class Maker:
         if issubclass(cls, nn.RNNBase) and "_flat_weights" not in state and "_flat_weights_names" in state:
             state["_flat_weights"] = [held["_parameters"].get(name) for name in state["_flat_weights_names"]]
         try:
-            own = self._blueprint.places or cls.__getstate__ is nn.Module.__getstate__
-            set_state: Any = cls.__setstate__ if own else nn.Module.__setstate__  # what its own takes, its own gave
+            getter = next(one for one in cls.__mro__ if "__getstate__" in vars(one))
+            theirs = bool(self._blueprint.places) or getter.__module__.startswith("torch.")
+            set_state: Any = cls.__setstate__ if theirs else nn.Module.__setstate__  # what its own takes, its own gave
             set_state(module, state)
             if part.parametrized:
                 parametrized(module)
