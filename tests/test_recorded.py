@@ -210,6 +210,39 @@ def test_an_argument_of_a_class_that_is_not_trusted_leaves_the_constructor_out(t
     assert torch.equal(back(X), model(X))
 
 
+def test_an_object_that_two_constructors_take_is_inert_for_both(tmp_path: Path) -> None:
+    size = Size(4)
+    model = nn.Sequential(Net(size), Net(size))
+    model[0].size = model[1].size = size
+    with pytest.warns(RebuildWarning) as caught:
+        back = tk.load_model(save(model, tmp_path), classes={f"{__name__}.Net": Net})
+    assert sum("without its constructor" in str(one.message) for one in caught) == 2
+    assert not any(hasattr(one, "act") for one in back)
+
+
+@tk.recorded
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+        self.register_forward_hook(lambda module, inputs, output: output + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_a_parametrization_of_its_own_tensor_and_hooks_of_its_constructor(tmp_path: Path) -> None:
+    model = Own()
+    nn.utils.parametrizations.weight_norm(model)
+    path = save(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = tk.load_model(path, trust=[__name__])
+    x = torch.randn(3, 2)
+    assert torch.allclose(back(x), model(x))
+    assert list(back.state_dict()) == list(model.state_dict())
+
+
 def test_skeletons_keep_what_their_class_was_constructed_with(tmp_path: Path) -> None:
     model = Around(Net(Size(4)), torch.ones(4), ["n"])
     with warnings.catch_warnings():

@@ -528,6 +528,11 @@ def test_bases_and_helpers_are_part_of_the_code(tmp_path: Path, package: Any) ->
         tk.load_model(path, classes={"bases_one.Net": other.Net})
 
 
+def test_versions_of_the_packages_are_kept(tmp_path: Path, package: Any) -> None:
+    path = save(nn.Sequential(package("verse", "__version__ = '1.2'\n" + NET).Net()), tmp_path)
+    assert tk.open(path).architecture.libraries == {"verse": "1.2"}
+
+
 def test_classes_without_source_have_no_digests(tmp_path: Path) -> None:
     space: dict[str, Any] = {"nn": nn, "__name__": "nowhere"}
     exec(NET, space)  # noqa: S102

@@ -34,12 +34,11 @@ def refresh(module: nn.Module) -> None:
         module._init_flat_weights()
 
 
-def normed(module: nn.Module, part: Part) -> bool:
-    """Let a module compute its weight by torch's weight or spectral norm again; whether it does.
+def normed(module: nn.Module, part: Part) -> None:
+    """Let a module compute its weight by torch's weight or spectral norm again, if it did.
 
     Nothing but these two of torch's classes is hooked in, and their options are checked.
     """
-    known = False
     for hook in part.hooks.get("_forward_pre_hooks", ()):
         cls = _NORMS.get(hook.class_name) if isinstance(hook, Record) and isinstance(hook.cls, Global) else None
         options = hook.state if cls is not None else None
@@ -51,14 +50,12 @@ def normed(module: nn.Module, part: Part) -> bool:
         suffixes = ("_g", "_v") if cls is WeightNorm else ("_orig", "_u", "_v")
         if not all(norm.name + suffix in held for suffix in suffixes):
             continue
-        known = True
         hooked: list[Any] = list(module._forward_pre_hooks.values())
         if not any(type(one) is cls and one.name == norm.name for one in hooked):
             module.register_forward_pre_hook(norm)
         module.__dict__[norm.name] = (
             norm.compute_weight(module) if cls is WeightNorm else norm.compute_weight(module, do_power_iteration=False)
         )
-    return known
 
 
 def _is_known(options: Mapping[Any, Any], cls: Any) -> bool:

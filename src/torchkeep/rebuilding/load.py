@@ -170,25 +170,25 @@ def _dense(lazy: LazyTensor) -> tuple[int, ...]:
     return tuple(lazy.stride)
 
 
-def _left_out(blueprint: Blueprint, made: Collection[str] = (), normed: Collection[str] = ()) -> tuple[str, ...]:
+def _left_out(blueprint: Blueprint, made: Collection[str] = (), hooked: Collection[str] = ()) -> tuple[str, ...]:
     """What of the model is not made again, whatever classes there are.
 
     Args:
         blueprint: of the model.
         made: places of what constructors made anew.
-        normed: paths of the modules whose hooks are those of torch's norms, which are made again.
+        hooked: paths of the modules that have the hooks that they had.
     """
-    hooked = [part for part in blueprint.parts if part.path not in normed]
-    hooks = [f"{part.path or 'the model'}: {kind}" for part in hooked for kind in part.hooks]
+    without = [part for part in blueprint.parts if part.path not in hooked]
+    hooks = [f"{part.path or 'the model'}: {kind}" for part in without for kind in part.hooks]
     lost = [f"{place} {why}" for place, why in blueprint.lost.items() if place not in made]
     notes = [f"{len(hooks)} modules had hooks, which are not run: {shorten(hooks)}"] if hooks else []
     notes += [f"{len(lost)} things of the model were not kept when it was saved: {shorten(lost)}"] if lost else []
     return tuple(notes)
 
 
-def _warn(blueprint: Blueprint, maker: Maker, normed: Collection[str]) -> None:
+def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str]) -> None:
     """Say what is not as it was."""
-    notes = [*_left_out(blueprint, maker.constructed, normed), *maker.notes, *_changes(blueprint, maker)]
+    notes = [*_left_out(blueprint, maker.constructed, hooked), *maker.notes, *_changes(blueprint, maker)]
     if maker.unknown:
         names = sorted(set(maker.unknown.values()))
         factory = f", or trust=[...] the package of its factory {blueprint.factory}" if blueprint.factory else ""

@@ -17,7 +17,6 @@ from torch import nn
 from ..core import tree as trees
 from ..core.blueprint import Blueprint, Construction, ModuleRef, ObjectRef, Part
 from ..core.live import class_name, class_of, is_parametrized, unwrapped
-from ..core.table import shorten
 from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import RebuildError
@@ -93,10 +92,13 @@ class Maker:
         """Let modules that had torch's weight or spectral norm have it again, now that their tensors have values.
 
         Returns:
-            Their paths.
+            Paths of the modules that have the hooks that they had, from here or from their constructor.
         """
-        parts = ((self._blueprint.parts[index], module) for index, module in self._made.items())
-        return {part.path for part, module in parts if part.hooks and normed(module, part)}
+        parts = [(self._blueprint.parts[index], module) for index, module in self._made.items()]
+        for part, module in parts:
+            if part.hooks:
+                normed(module, part)
+        return {part.path for part, module in parts if all(module.__dict__.get(kind) for kind in part.hooks)}
 
     @contextmanager
     def _deeper(self) -> Iterator[None]:
@@ -132,19 +134,22 @@ class Maker:
 
     def _call(self, call: Construction, where: str) -> Construction | None:
         """Live arguments; None, and a note, where one is of a class that nobody trusts."""
+        live = self._live(call, f"{where} (an argument)")
+        strange = trees.first_record([*live.args, *live.kwargs.values()])
+        if strange is None:
+            return live
+        name = strange[1].class_name if isinstance(strange[1], Record) else strange[1].qualified
+        self.notes.append(f"{where} was made without its constructor, which takes a {name}: pass that in classes= too")
+        return None
+
+    def _live(self, call: Construction, place: str) -> Construction:
+        """Arguments as far as they can be made; what of them stays inert is nobody's attribute."""
         before = set(self.inert)
-        place = f"{where} (an argument)"
-        live = Construction(
-            tuple(self.value(one, place) for one in call.args),
-            {key: self.value(one, place) for key, one in call.kwargs.items()},
-        )
-        names = {self.inert.pop(one) for one in self.inert.keys() - before}
-        if names:
-            self.notes.append(
-                f"{where} was made without its constructor, which takes {shorten(sorted(names))}: "
-                "pass that in classes= too"
-            )
-        return None if names else live
+        args = tuple(self.value(one, place) for one in call.args)
+        kwargs = {key: self.value(one, place) for key, one in call.kwargs.items()}
+        for one in self.inert.keys() - before:
+            del self.inert[one]
+        return Construction(args, kwargs)
 
     def _called(self, name: str, what: Any, call: Construction, where: str) -> Any:
         try:
@@ -173,6 +178,9 @@ class Maker:
             "_buffers": {key: self._held(part, key, value) for key, value in part.buffers.items()},
         }
         known = {key for one in held.values() for key in one}
+        anew = part.parametrized and not is_parametrized(module)
+        if anew:
+            known |= {*children["parametrizations"]._modules}  # type: ignore[union-attr]
         for kind, wanted in held.items():
             own: dict[str, Any] = module.__dict__[kind]
             extra = {key: value for key, value in own.items() if key not in known}
@@ -180,6 +188,8 @@ class Maker:
             own.update(wanted)
             own.update({key: value for key, value in extra.items() if keep or mine + key in self._blueprint.lost})
             self.constructed |= {mine + key for key in extra if key in own}
+        if anew:
+            parametrized(module)
         module._non_persistent_buffers_set = {
             key
             for key in module._buffers
@@ -212,7 +222,10 @@ class Maker:
         if part.parametrized != is_parametrized(present) or id(present) in self._taken:
             return False  # what is taken is of another part: code makes one module where the file has two
         cls = class_of(present)
-        wanted = self._classes.find_class(part.class_name)
+        try:
+            wanted = self._classes.find_class(part.class_name)
+        except RebuildError:  # its package has it no more; what the constructor made may be what became of it
+            wanted = None
         if cls is wanted or f"{cls.__module__}.{cls.__qualname__}" == part.class_name:
             return True
         if wanted is not None or torch_layer(class_name(present)) is not None:
@@ -226,9 +239,8 @@ class Maker:
             return
         before = set(self.inert)
         made = self.value(value, place)
-        strange = self.inert.keys() - before
-        if strange and key in module.__dict__:
-            for one in strange:
+        if key in module.__dict__ and trees.first_record([made]) is not None:
+            for one in self.inert.keys() - before:
                 del self.inert[one]
             return
         module.__dict__[key] = made
@@ -396,12 +408,7 @@ class Maker:
         call = part.construction
         if call is None:
             return part
-        before = set(self.inert)
-        args = tuple(self.value(one, part.path) for one in call.args)
-        kwargs = {key: self.value(one, part.path) for key, one in call.kwargs.items()}
-        for place in self.inert.keys() - before:
-            del self.inert[place]
-        return replace(part, construction=Construction(args, kwargs))
+        return replace(part, construction=self._live(call, part.path))
 
     def _partial(self, record: Record, place: str) -> Any:
         """What functools.partial pickles: itself called with the function, then (function, args, keywords, ...)."""
