@@ -406,6 +406,21 @@ def test_shared_objects_are_kept_once_and_stay_shared(tmp_path: Path) -> None:
     assert [one.at for one in back] == list(range(300))
 
 
+def test_partials_keep_their_own_arguments(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.ReLU() for _ in range(20)))
+    for at, one in enumerate(model):
+        one.act = functools.partial(nn.functional.leaky_relu, negative_slope=at / 10)
+    back = tk.load_model(save(model, tmp_path))
+    assert [one.act.keywords for one in back] == [{"negative_slope": at / 10} for at in range(20)]
+    assert {one.act.func for one in back} == {nn.functional.leaky_relu}
+
+
+def test_on_the_meta_device_nothing_is_read(tmp_path: Path) -> None:
+    back = tk.load_model(save(TinyNet(), tmp_path), classes=TINY, device="meta")
+    assert {one.device.type for one in back.state_dict().values()} == {"meta"}
+    assert back.tied.weight is back.fc.weight
+
+
 def test_equal_lists_of_two_modules_stay_two(tmp_path: Path) -> None:
     model = nn.Sequential(nn.ReLU(), nn.ReLU())
     model[0].seen, model[1].seen = [1], [1]
@@ -719,6 +734,8 @@ def test_nothing_of_a_hostile_file_is_imported_or_called(tmp_path: Path, package
         {"tensors": [["float32", [2], 0, 4]], "bytes": "AAAA"},
         {"tensors": [["float32", [2], 0, 4]], "bytes": "not base64"},
         {"tensors": [["float32", [-2]]]},
+        {"kinds": [{"of": 0, "children": ["0"]}, {"of": 1, "attributes": {"_forward_hooks": {"0": 1}}}]},
+        {"kinds": [{"of": 0, "children": ["0"]}, {"of": 1, "attributes": {"_torchkeep_freeze": 1}}]},
         {"objects": [{"$": "unknown"}]},
         {"objects": [{"$": "module", "v": "0"}]},
         {"classes": 3},

@@ -56,7 +56,7 @@ def load_model(
         classes: name in the file, e.g. `old.package.Net` -> the class that it is now.
         trust: packages and modules whose classes and functions may be imported by their names, and called as the file
             says: `["mypackage."]`.
-        device: where to put it; the CPU if None.
+        device: where to put it; the CPU if None. On `meta` it has no values.
         trust_graph: where the class of the model is not here, run the program that was saved beside it.
         allow: selectors of names that the classes make and the file lacks; they keep what the constructor gave them.
 
@@ -79,7 +79,8 @@ def load_model(
         model = maker.model()
     if device is not None:
         places.move(model)
-    _fill(model, ckpt, allow)
+    if device is None or torch.device(device).type != "meta":
+        _fill(model, ckpt, allow)
     _as_saved(model, ckpt)
     _warn(blueprint, maker, maker.normed())
     return model

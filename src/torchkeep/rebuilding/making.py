@@ -417,8 +417,8 @@ class Maker:
         known = self.value(function, place)
         if not callable(known):
             return record
-        filled_in = self.value(dict(keywords or {}), place)
-        return functools.partial(known, *self.value(tuple(args), place), **filled_in)
+        filled_in = {str(key): self.value(one, place) for key, one in dict(keywords or {}).items()}
+        return functools.partial(known, *[self.value(one, place) for one in args], **filled_in)
 
 
 def _listed(call: Construction) -> str:

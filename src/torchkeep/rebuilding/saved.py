@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from ..core import tagged
 from ..core.architecture import Architecture, HeldTensor, Kind
 from ..core.blueprint import Blueprint, Construction, Part
@@ -19,6 +21,7 @@ from ..errors import CorruptCheckpointError, UnsafeCheckpointError
 
 _PLACE = "the architecture"
 _DEPTH = 200
+_BOOKS = frozenset(nn.Module().__dict__)  # what torch keeps there is said in other words, hooks are not said at all
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, binascii.Error, zlib.error)
 
 Json = Any
@@ -101,6 +104,9 @@ class _Reader:
     def _part(self, number: int, kind: Kind, first: Kind, path: str, children: dict[str, int | None]) -> Part:
         entry = self._said.classes[kind.of]
         attributes = {key: value for key, value in first.attributes.items() if key not in kind.without}
+        for key in kind.attributes:
+            if key in _BOOKS or key.startswith("_torchkeep_"):
+                raise ValueError(f"an attribute that is called {key[:100]!r}")
         return Part(
             path,
             entry.name,
