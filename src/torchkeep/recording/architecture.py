@@ -53,6 +53,7 @@ _MOST = 1 << 26  # bytes of one such tensor before it is compressed
 _NORMS = (WeightNorm, SpectralNorm)
 _NORMING = frozenset(f"torch.nn.utils.{name}" for name in ("weight_norm", "spectral_norm", "parametrizations"))
 _SIMPLE = frozenset({type(None), bool, int, float, complex, str, bytes})
+_SAME = frozenset({type(None), bool})  # as JSON
 _TEXTS = frozenset({str, bytes})
 _NUMBERS = _SIMPLE - _TEXTS
 _ROWS = frozenset({tuple, list})
@@ -164,17 +165,15 @@ class _Architect:
             sorted(module._non_persistent_buffers_set),
         )
         key: object = None
-        if (
-            not hooks
-            and call is None
-            and STANDS_FOR not in module.__dict__
-            and all(map(_is_plain, attributes.values()))
-        ):
+        if not (hooks or call or self._odd[number] or STANDS_FOR in module.__dict__):
             key = (type(module), marshal.dumps((attributes, shape), 2))
             if key in self._known:
                 return self._known[key]
         said = {}
         for name, value in attributes.items():
+            if not self._odd[number]:
+                said[name] = value if type(value) in _SAME else tagged.encode(value)
+                continue
             place = f"{path}.{name}" if path else name
             try:
                 said[name] = self._within(self._inert.said(value, place), place)
