@@ -13,8 +13,8 @@ PUBLIC = [
     "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit", "convert", "devices", "diff", "edit",
     "enter_phase", "errors", "export", "fingerprint", "freeze", "freeze_spec", "freeze_state", "inspect", "is_run", "keep_best",
     "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model", "local_store", "memory_store", "open",
-    "origins", "param_groups", "plan_load", "plan_model", "prove_resume", "read_spec", "rename", "rescue", "salvage", "save",
-    "scan", "show", "strip", "structural", "surgery", "to_json", "unfreeze", "verify", "write_spec",
+    "origins", "param_groups", "plan_load", "plan_model", "prove_resume", "read_spec", "recorded", "rename", "rescue",
+    "salvage", "save", "scan", "show", "strip", "structural", "surgery", "to_json", "unfreeze", "verify", "write_spec",
 ]  # fmt: skip
 
 

@@ -57,6 +57,7 @@ from .proving import prove_resume as prove_resume
 from .rebuilding import Skeleton as Skeleton
 from .rebuilding import load_model as load_model
 from .rebuilding import plan_model as plan_model
+from .recording import recorded as recorded
 from .rescuing import rescue as rescue
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
@@ -130,6 +131,7 @@ __all__ = [
     "plan_model",
     "prove_resume",
     "read_spec",
+    "recorded",
     "rename",
     "rescue",
     "salvage",

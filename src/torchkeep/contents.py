@@ -38,6 +38,7 @@ from .formats._pause import collector_paused
 from .formats.layout import without_code
 from .inspecting import inspect
 from .lineage import Given, as_about
+from .recording import Factory, architecture_of
 from .surgery import history
 
 
@@ -60,8 +61,8 @@ class Contents:
 
 
 @collector_paused()
-def of_module(model: nn.Module, about: Given = None) -> Contents:
-    """What goes into the file of a live model: what its state dict names, and the description of the modules."""
+def of_module(model: nn.Module, about: Given = None, factory: Factory | None = None) -> Contents:
+    """What goes into the file of a live model: what its state dict names, and what makes the modules again."""
     state, extra = state_of(model)
     parameters = {name for name, _ in named_parameters(model)}
     kinds = {name: "parameter" if name in parameters else "buffer" for name in state}
@@ -76,7 +77,12 @@ def of_module(model: nn.Module, about: Given = None) -> Contents:
     contents = contents_of(
         tensors, kinds, kind="module", tree=tree, module=module, origins=origins, surgery=surgery, about=facts
     )
-    return replace(contents, notes=(*contents.notes, *licences_differ(facts.parents)))
+    recorded = architecture_of(model, state, factory)
+    return replace(
+        contents,
+        facts=msgspec.structs.replace(contents.facts, architecture=recorded.architecture),
+        notes=(*contents.notes, *licences_differ(facts.parents), *recorded.notes),
+    )
 
 
 @collector_paused()
@@ -101,7 +107,11 @@ def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
     if facts.graph is not None:
         notes = (*notes, f"the graph in {facts.graph.name} belongs to {ckpt.file} alone and is left out")
     kept = msgspec.structs.replace(
-        contents.facts, origins=packed(ckpt.origins), surgery=list(ckpt.surgery), about=written(ckpt.about)
+        contents.facts,
+        origins=packed(ckpt.origins),
+        surgery=list(ckpt.surgery),
+        about=written(ckpt.about),
+        architecture=ckpt.architecture,
     )
     return replace(contents, facts=kept, notes=(*contents.notes, *notes))
 

@@ -71,6 +71,7 @@ def _shard(contents: Contents, members: list[str], home: Mapping[str, str], *, f
         tree=facts.tree if first else msgspec.UNSET,
         whole=facts.kind if first else "",
         surgery=facts.surgery if first else [],
+        architecture=facts.architecture if first else None,
         origins=facts.origins if first else Origins(),
         about=facts.about if first else NOTHING,
     )

@@ -12,6 +12,7 @@ import torch
 from ..errors import SelectorError
 from . import tree as trees
 from .about import About
+from .architecture import Architecture
 from .freezespec import Frozen
 from .names import fold, nearest
 from .operations import Operation
@@ -130,6 +131,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         optimizers: the states of optimizers by the names of their parameters, when a run of torchkeep saved them.
         origins: where tensors were loaded from before torchkeep saved them, by name.
         about: licence, source, training data, classes, preprocessing, a text, and what the model was made of.
+        architecture: what it takes to make the model again, when torchkeep saved a whole one; `tk.load_model` does.
     """
 
     file: str
@@ -149,6 +151,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     about: About = field(default_factory=About)
+    architecture: Architecture | None = None
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from .about import NOTHING, About
+from .architecture import Architecture
 from .modulespec import ModuleSpec
 from .operations import Operation
 from .origin import Origins
@@ -98,6 +99,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         surgery: what was done to the structure of the module, in order.
         about: licence, classes, parents ... as `core.about.written` gives them.
         graph: the program that computes what the module did, where one was saved with it.
+        architecture: what it takes to make the module again.
     """
 
     version: int = 1
@@ -123,6 +125,7 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     surgery: list[Operation] = []
     about: About = NOTHING
     graph: Graph | None = None
+    architecture: Architecture | None = None
 
 
 def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:

@@ -14,6 +14,7 @@ from ..contents import taken_apart
 from ..core import tagged
 from ..core import tree as trees
 from ..core.about import About
+from ..core.architecture import Architecture
 from ..core.checkpoint import EDITED, Checkpoint, Finding, Provenance, SavedModule
 from ..core.facts import FileFacts
 from ..core.freezespec import Frozen
@@ -47,8 +48,9 @@ class Flat:
         modules: what else is known of its modules.
         digests: BLAKE3 of tensors, as far as the file has them.
         origins: where tensors were loaded from before.
-        surgery: what was done to the structure of the model, as long as it is whole.
         about: what is known of the model that stays true, and the files it was made of.
+        surgery, architecture: what was done to the structure of the model, and what makes it again, as long as it is
+            whole.
         metadata, findings, provenance: those of the file.
     """
 
@@ -63,6 +65,7 @@ class Flat:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     surgery: tuple[Operation, ...] = ()
     about: About = field(default_factory=About)
+    architecture: Architecture | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
@@ -115,6 +118,7 @@ class Flat:
             origins={moves[name]: origin for name, origin in self.origins.items() if name in moves},
             surgery=self.surgery if untouched else (),
             about=self.about if all(name in moves for name in self.names) else classless(self.about),
+            architecture=self.architecture if untouched else None,
         )
 
     def checkpoint(self, what: str, *said: Finding) -> Checkpoint:
@@ -154,6 +158,7 @@ class Flat:
             origins=self.origins,
             surgery=self.surgery,
             about=self.about,
+            architecture=self.architecture if self.whole else None,
         )
 
 
@@ -198,6 +203,7 @@ def flatten(given: Any) -> Flat:
         origins={name: origin for name, origin in model.origins.items() if name in held},
         surgery=model.surgery,
         about=model.about if ckpt.format == EDITED else _inherited(ckpt),
+        architecture=model.architecture,
         metadata=model.metadata,
         findings=(*ckpt.findings, *_left_out(ckpt)),
         provenance=ckpt.provenance,

@@ -81,7 +81,8 @@ class HfIndex:
             provenance=Provenance(producer, (reason,)),
             about=first.about,
         )
-        return of_shards(first, whole, limits)
+        told = [shard for shard in shards.values() if isinstance(shard.facts, FileFacts) and shard.facts.whole]
+        return of_shards(told[0] if told else first, whole, limits)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the shards whose format has checksums: (shard and record, whether it holds, bytes)."""
