@@ -160,7 +160,7 @@ def left_out(blueprint: Blueprint, made: Collection[str] = (), hooked: Collectio
     hooks = [text for part in blueprint.parts if part.path not in hooked for text in told(part)]
     lost = [f"{place} {why}" for place, why in blueprint.lost.items() if place not in made]
     notes = [f"{len(hooks)} hooks are left out, for they are not run: {shorten(hooks)}"] if hooks else []
-    notes += [f"{len(lost)} things of the model are not in the file: {shorten(lost)}"] if lost else []
+    notes += [f"what the file does not have: {shorten(lost)}"] if lost else []
     return tuple(notes)
 
 
@@ -178,7 +178,8 @@ def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str]) -> None:
         given = shorten([f"{name!r}: YourClass" for name in names])
         factory = f", or trust=[...] the package of its factory {blueprint.factory}" if blueprint.factory else ""
         notes.append(
-            f"{len(maker.unknown)} modules are skeletons, which cannot compute, for want of {shorten(names)}: pass "
+            f"skeletons, which cannot compute, for want of {shorten(names)} "
+            f"({len(maker.unknown)} of {len(blueprint.parts)} modules): pass "
             f"classes={{{given}}}, or trust=[...] the package that has {'it' if len(names) == 1 else 'them'}{factory}"
         )
     if maker.inert:

@@ -142,7 +142,10 @@ class _Architect:
     def _notes(self) -> Iterator[str]:
         if self._lost:
             what = [f"{place or 'the model'} {why}" for place, why in self._lost.items()]
-            yield f"{len(what)} things of the model are not kept, which load_model cannot bring back: {shorten(what)}"
+            yield (
+                "what the file does not have, and only a recorded constructor or a factory brings back: "
+                f"{shorten(what)}"
+            )
         if self._hooked:
             yield f"{len(self._hooked)} modules have hooks, which are not kept: {shorten(self._hooked)}"
 
