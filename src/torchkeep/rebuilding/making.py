@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FunctionType, MethodType
@@ -208,7 +208,7 @@ class Maker:
         known = {key for one in held.values() for key in one}
         anew = part.parametrized and not is_parametrized(module)
         if anew:
-            known |= {*children["parametrizations"]._modules}  # type: ignore[union-attr]
+            known |= self._computed(part, children.get("parametrizations"))
         for kind, wanted in held.items():
             own: dict[str, Any] = module.__dict__[kind]
             extra = {key: value for key, value in own.items() if key not in known}
@@ -229,6 +229,15 @@ class Maker:
         if part.training is not None:
             module.training = part.training
         refresh(module)
+
+    def _computed(self, part: Part, parametrizations: nn.Module | None) -> set[str]:
+        """The names of the tensors that are computed."""
+        if parametrizations is None:
+            raise RebuildError(
+                f"{part.path or 'the model'} is a parametrized {part.class_name}, and has no parametrizations",
+                classes=(part.class_name,),
+            )
+        return {*parametrizations._modules}
 
     def _is_newer(self, part: Part, module: nn.Module) -> bool:
         """Whether what a constructor made beyond the file may be new in the code, and not taken out of the model."""
@@ -358,9 +367,12 @@ class Maker:
     def value(self, node: Any, place: str) -> Any:
         """A plain value, live: modules are those of the model, objects of classes that nobody trusts stay records."""
         if isinstance(node, ModuleRef):
+            self._check_number(node.index, self._blueprint.parts, "modules", place)
             return self.module(node.index)
         if isinstance(node, ObjectRef):
-            return self.value(self._blueprint.objects[node.index], place)
+            self._check_number(node.index, self._blueprint.objects, "objects", place)
+            with self._deeper():
+                return self.value(self._blueprint.objects[node.index], place)
         if isinstance(node, LazyTensor):
             return self._tensor(node, "")
         if isinstance(node, Global):
@@ -374,6 +386,11 @@ class Maker:
             with self._deeper():
                 self._container(node, place)
         return self._values[id(node)]
+
+    def _check_number(self, index: int, known: Sequence[Any], what: str, place: str) -> None:
+        if not 0 <= index < len(known):
+            file = self._blueprint.file
+            raise RebuildError(f"{file}: {place[:100]} is number {index} of {what}, and it has {len(known)}")
 
     def _container(self, node: Any, place: str) -> None:
         if isinstance(node, Record):
@@ -399,14 +416,12 @@ class Maker:
             return self.module(self._blueprint.places[id(record)])
         name = trees.named(record.cls)
         cls = None if name is None else self._classes.find_object(name)
-        if cls is functools.partial:
-            return self._partial(record, place)
         if record.class_name == "builtins.getattr" and (method := self._method(record, place)) is not None:
             return method
         if cls is None:
             return self._still(record, place)
         try:
-            return self._unpickled(cls, record, place)
+            return self._partial(record, place) if cls is functools.partial else self._unpickled(cls, record, place)
         except (RebuildError, RecursionError):
             raise
         except Exception as error:
@@ -419,6 +434,8 @@ class Maker:
     def _unpickled(self, cls: Any, record: Record, place: str) -> Any:
         args = [self.value(arg, place) for arg in record.args]
         kwargs = {key: self.value(arg, place) for key, arg in record.kwargs.items()}
+        if cls is deque and args and not isinstance(args[0], (list, tuple)):  # a range may have no end
+            raise TypeError(f"its items are no list but a {type(args[0]).__name__}")
         made = cls(*args, **kwargs) if record.called else cls.__new__(cls, *args, **kwargs)
         self._values[id(record)] = made
         if record.state is not None:
@@ -474,7 +491,7 @@ def _hides(key: str, value: Any, module: nn.Module) -> bool:
     """Whether an attribute must not stand before a method: plain values may, as `type`, but where torch needs it."""
     if isinstance(value, (Record, Global)) or (isinstance(module, Skeleton) and key == "forward"):
         return True
-    return not callable(value) and key in _NEEDED
+    return key in _NEEDED and not (callable(value) and key == "forward")
 
 
 def _below(part: Part) -> Iterator[int]:
@@ -483,7 +500,7 @@ def _below(part: Part) -> Iterator[int]:
 
 def _listed(call: Construction) -> str:
     return ", ".join(
-        [*(f"{one!r:.40}" for one in call.args), *(f"{key}={one!r:.40}" for key, one in call.kwargs.items())]
+        [*map(trees.brief, call.args), *(f"{key:.40}={trees.brief(one)}" for key, one in call.kwargs.items())]
     )
 
 
