@@ -140,6 +140,21 @@ def test_a_pickle_that_was_converted_is_rebuilt(tmp_path: Path) -> None:
     assert torch.equal(back.eval()(X.float()), model.eval()(X.float()))
 
 
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_norm_that_was_put_on_after_construction_goes_on(norm: Any, tmp_path: Path) -> None:
+    model = Everything(8, act=nn.functional.relu)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        norm(model.head)
+    model.eval()(X.float())
+    tk.save(model, tmp_path / "m.safetensors", durable=False)
+    back = quiet(tmp_path / "m.safetensors", classes=CLASSES)
+    assert len(back.head._forward_pre_hooks) == 1
+    assert torch.equal(back(X.float()), model(X.float()))
+    back.train()(X.float()).sum().backward()
+    assert all(one.grad is not None for one in back.head.parameters())
+
+
 def test_an_edited_file_is_not_run_by_the_graph_of_what_it_was(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     tk.save(nn.Sequential(nn.Linear(2, 2)), path, example_inputs=torch.ones(2, 2), durable=False)

@@ -164,8 +164,11 @@ def _name(hook: Any) -> str:
 
 
 def hook_again(module: nn.Module, part: Part, tensor: Callable[[Any], Any]) -> None:
-    """Give a module the hooks of torch.nn that compute its weights."""
+    """Give a module the hooks of torch.nn that compute its weights, but for those that its constructor gave it."""
     for kind, kept in hooks_of(part).known:
+        present = [vars(one) for one in module._forward_pre_hooks.values() if type(one) is kind.cls]
+        if any(one.get(kind.key) == kept[kind.key] for one in present):
+            continue
         hook = _made(kind, kept, tensor)
         module.register_forward_pre_hook(hook)
         if isinstance(hook, SpectralNorm):

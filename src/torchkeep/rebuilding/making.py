@@ -228,6 +228,7 @@ class Maker:
         self.constructed |= {mine + key for key in module.__dict__}
         if part.training is not None:
             module.training = part.training
+        hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
         refresh(module)
 
     def _computed(self, part: Part, parametrizations: nn.Module | None) -> set[str]:

@@ -24,7 +24,7 @@ from .skeleton import Skeleton
 
 _DEPTH = 30
 _LONGEST = 500
-_TAKEN = {*dir(builtins), "Any", "annotations", "model", "nn", "tie", "torch", "holding"}
+_TAKEN = {*dir(builtins), "Any", "annotations", "holding", "made", "model", "nn", "self", "tie", "torch"}
 _MODULE_NAMES = frozenset(dir(nn.Module()))
 _CONTAINER_NAMES = frozenset((*dir(nn.ModuleDict()), *dir(nn.ParameterDict())))
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,:/ <>()=+\[\]-]")
