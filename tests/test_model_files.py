@@ -232,6 +232,9 @@ class Calls:
         return self.call
 
 
+TUPLES = [{"$": "tuple", "v": [{"$": "object", "v": at + 1}] * 2} for at in range(60)]
+
+
 @pytest.mark.parametrize(
     ("value", "objects"),
     [
@@ -239,6 +242,9 @@ class Calls:
         ({"$": "object", "v": 7}, []),
         ({"$": "object", "v": -1}, [1]),
         ({"$": "module", "v": 99}, []),
+        ({"$": "dict", "v": [[{"$": "object", "v": 0}, 2]]}, [[1]]),
+        ({"$": "set", "v": [{"$": "object", "v": 0}]}, [[1]]),
+        ({"$": "dict", "v": [[{"$": "object", "v": 0}, 1]]}, [*TUPLES, 1]),  # its hash would take an age of the world
         ({"$": "module", "v": -1}, []),
         ({"$": "array", "dtype": "<f8", "shape": [10**9], "v": ""}, []),
         (record("collections", "deque", record("builtins", "range", 10**11)), []),
@@ -268,6 +274,13 @@ def test_arguments_are_told_in_few_words_however_large_they_are(tmp_path: Path) 
     )
     with pytest.raises(RebuildError, match=r"made by gone\.Net\(<list>, <int>\)"):
         tk.load_model(path, classes={"gone.Net": Fails})
+
+
+def test_a_module_that_its_own_constructor_takes_is_refused(tmp_path: Path) -> None:
+    path = constructed(tmp_path, [[{"$": "module", "v": 0}], {}])
+    with pytest.raises(RebuildError, match="its own constructor"):
+        tk.load_model(path, classes={"gone.Net": nn.Sequential})
+    assert isinstance(quiet(path), tk.Skeleton)
 
 
 def test_a_parametrized_module_without_parametrizations_is_refused(tmp_path: Path) -> None:

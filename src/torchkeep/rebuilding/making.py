@@ -65,6 +65,7 @@ class Maker:
         self._made: dict[int, nn.Module] = {}
         self._values: dict[int, Any] = {}
         self._taken: set[int] = set()
+        self._begun: set[int] = set()
         self._open = 0
 
     def model(self) -> nn.Module:
@@ -110,6 +111,13 @@ class Maker:
         if index in self._made:
             return self._made[index]
         part = self._blueprint.parts[index]
+        if index in self._begun:
+            raise RebuildError(
+                f"{part.path or 'the model'} is needed for the arguments of its own constructor",
+                classes=(part.class_name,),
+                hint=f"pass classes={{{part.class_name!r}: make}}, a function that makes it",
+            )
+        self._begun.add(index)
         with self._deeper():
             cls = self._class_of(part)
             made = self._constructed(part, cls)
@@ -302,7 +310,9 @@ class Maker:
     def _restored(self, index: int, part: Part, cls: type[nn.Module] | None) -> None:
         """As unpickling does it: an instance without a constructor, then its state."""
         if cls is None:
-            module: nn.Module = Skeleton(self._standing(part))
+            module: nn.Module = Skeleton(part)
+            self._made[index] = module  # before what its constructor took, which may lead back
+            module.__dict__[PART] = self._standing(part)
         else:
             module = cls.__new__(cls)
             nn.Module.__init__(module)
@@ -372,8 +382,7 @@ class Maker:
             return self.module(node.index)
         if isinstance(node, ObjectRef):
             self._check_number(node.index, self._blueprint.objects, "objects", place)
-            with self._deeper():
-                return self.value(self._blueprint.objects[node.index], place)
+            return self._shared(self._blueprint.objects[node.index], place)
         if isinstance(node, LazyTensor):
             return self._tensor(node, "")
         if isinstance(node, Global):
@@ -385,8 +394,21 @@ class Maker:
             return node
         if id(node) not in self._values:
             with self._deeper():
-                self._container(node, place)
+                self._collection(node, place)
         return self._values[id(node)]
+
+    def _shared(self, node: Any, place: str) -> Any:
+        """A value that several modules hold. Tuples are kept where they stand: to hash shared ones has no end."""
+        if isinstance(node, (tuple, frozenset)):
+            raise RebuildError(f"{self._blueprint.file}: {place[:100]} shares a {type(node).__name__}, which none does")
+        with self._deeper():
+            return self.value(node, place)
+
+    def _collection(self, node: Any, place: str) -> None:
+        try:
+            self._container(node, place)
+        except TypeError as error:  # a key that is none
+            raise RebuildError(f"{self._blueprint.file}: {place[:100]} makes no sense: {error}") from error
 
     def _check_number(self, index: int, known: Sequence[Any], what: str, place: str) -> None:
         if not 0 <= index < len(known):
