@@ -28,7 +28,7 @@ from .core.live import (
     tied_names,
     unwrapped,
 )
-from .core.modulespec import ModuleSpec
+from .core.modulespec import ModuleSpec, of_frozen
 from .core.operations import Operation
 from .core.origin import Origins, lineage_of, origins_of, packed
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
@@ -103,7 +103,8 @@ def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
         contents = of_tensors(ckpt.tensors, ckpt.metadata, "module", tree=facts.tree, module=facts.module)
     else:
         tree = trees.ABSENT if model_only else ckpt.tree
-        contents, notes = of_opened(tree, ckpt.tensors, ckpt.metadata, None if facts.whole else facts.module)
+        module = of_frozen(ckpt.frozen, ckpt.tensors) if ckpt.facts is None else facts.module
+        contents, notes = of_opened(tree, ckpt.tensors, ckpt.metadata, None if facts.whole else module)
     if facts.graph is not None:
         notes = (*notes, f"the graph in {facts.graph.name} belongs to {ckpt.file} alone and is left out")
     kept = msgspec.structs.replace(

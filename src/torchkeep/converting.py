@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
 from .contents import lost, of_checkpoint
-from .core import tagged
 from .core import tree as trees
 from .core.checkpoint import EDITED, Checkpoint
-from .core.facts import FileFacts
 from .core.report import ConvertReport, SaveReport
 from .core.tree import ABSENT, Global, Record
 from .edit.casting import Casting, as_dtype, cast_notes
-from .edit.flat import standing
+from .edit.flat import extra_state_of, standing
 from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
@@ -145,12 +142,15 @@ def _for_torch(
 
 def _state_dict(ckpt: Checkpoint) -> Any:
     """The tensors under their names, with what a state dict has beside them: versions, and extra state of modules."""
-    state: OrderedDict[str, Any] = OrderedDict(ckpt.model.tensors if ckpt.kind == "module" else ckpt.tensors)
+    module = ckpt.kind == "module"
+    extra = extra_state_of(ckpt.model) if module else {}
+    inside = tuple(f"{name}." for name in extra)
+    tensors = ckpt.model.tensors if module else ckpt.tensors
+    state: OrderedDict[str, Any] = OrderedDict(one for one in tensors.items() if not one[0].startswith(inside))
     metadata = getattr(ckpt.tree, "_metadata", None)
     if isinstance(metadata, dict):
         state._metadata = metadata  # type: ignore[attr-defined]
-    if isinstance(ckpt.facts, FileFacts) and ckpt.facts.kind == "module" and ckpt.facts.tree is not msgspec.UNSET:
-        state |= tagged.decode(ckpt.facts.tree, lambda name: state.pop(name) if name in state else ckpt.tensors[name])
+    state |= extra
     return state
 
 

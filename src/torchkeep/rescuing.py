@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -167,10 +168,12 @@ def _sources(ckpt: Checkpoint, blueprint: Blueprint) -> dict[str, tuple[str, str
             by_module.setdefault(module, []).append(text)
     found: dict[str, tuple[str, str]] = {}
     used: set[str] = set()
+    numbers: Counter[str] = Counter()
     for module, texts in by_module.items():
-        name, number = _file_of(module), 2
+        name = wanted = _file_of(module)
         while name.lower() in used:
-            name, number = f"{_file_of(module).removesuffix('.py')}-{number}.py", number + 1
+            numbers[wanted.lower()] += 1
+            name = f"{wanted.removesuffix('.py')}-{numbers[wanted.lower()] + 1}.py"
         used.add(name.lower())
         found[module] = (name, "\n\n".join(text.strip("\n") for text in texts) + "\n")
     return found

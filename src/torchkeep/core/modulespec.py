@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from .freezespec import FreezeState, Frozen
 from .names import fold
 from .table import Table, human_bytes, human_count, shorten
-from .tensors import DTYPES
+from .tensors import DTYPES, LazyTensor, dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,19 @@ class ModuleSpec:
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def of_frozen(frozen: Frozen, tensors: Mapping[str, LazyTensor]) -> ModuleSpec | None:
+    """What was frozen of a model, where a file says no more of it; None where nothing was."""
+    if not frozen:
+        return None
+    entries = (
+        TensorEntry(name, dtype_name(tensor.dtype), tensor.spec.shape, tensor.device, "parameter")
+        for name, tensor in tensors.items()
+        if name in frozen.still
+    )
+    held = tuple(ModuleEntry(path, "", training=False, frozen=True) for path in frozen.held)
+    return ModuleSpec("", held, tuple(entries), frozen.state)
 
 
 def _phase(state: FreezeState | None) -> str:

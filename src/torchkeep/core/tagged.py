@@ -273,6 +273,8 @@ def _array(value: Mapping[str, Json]) -> Any:
     if dtype.hasobject:
         raise ValueError("an array of objects")
     data = bytearray(base64.b64decode(value["v"]))
+    if not data and dtype.itemsize and 0 not in value["shape"]:
+        raise ValueError("an array without its bytes")
     return np.frombuffer(data, dtype=dtype).reshape(value["shape"]) if data else np.zeros(value["shape"], dtype)
 
 

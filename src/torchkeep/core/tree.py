@@ -79,9 +79,9 @@ class Record:
 
     def __repr__(self) -> str:
         """The class, and the first few of its arguments and attributes, one level deep and cut short."""
-        shown = [_brief(value) for value in self.args[:4]]
+        shown = [brief(value) for value in self.args[:4]]
         state = self.state if isinstance(self.state, dict) else {}
-        shown += [f"{key_text(key, 0)[:40]}={_brief(value)}" for key, value in list(state.items())[:4]]
+        shown += [f"{key_text(key, 0)[:40]}={brief(value)}" for key, value in list(state.items())[:4]]
         more = len(self.args) + len(state) > len(shown)
         inside = ", ".join([*shown, *(["..."] if more else [])])
         return f"<record {self.class_name}{f': {inside}' if inside else ''}>"
@@ -101,7 +101,7 @@ def named(cls: Any) -> Global | None:
     return Global(cls.module, ".".join((cls.name, *reversed(inner)))) if inner else cls
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value in a few characters, without what is inside of it."""
     if isinstance(value, (str, bytes)):
         return repr(value[:30])

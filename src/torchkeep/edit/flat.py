@@ -20,13 +20,13 @@ from ..core.facts import FileFacts
 from ..core.freezespec import Frozen
 from ..core.lineage import parent_of
 from ..core.live import is_extra_state
-from ..core.modulespec import ModuleEntry, ModuleSpec, TensorEntry
+from ..core.modulespec import ModuleSpec, of_frozen
 from ..core.names import Selector, nearest
 from ..core.operations import Operation
 from ..core.origin import Origin
 from ..core.source import Slice
 from ..core.table import shorten
-from ..core.tensors import LazyTensor, StorageRef, dtype_name
+from ..core.tensors import LazyTensor, StorageRef
 from ..errors import SelectorError
 from ..pointing import checkpoint_of
 from .carrying import Moves, moved_paths, moved_spec
@@ -263,18 +263,10 @@ def _apart(tensors: Mapping[str, LazyTensor], facts: FileFacts) -> dict[str, Laz
 
 def _spec_of(model: Checkpoint, tensors: Mapping[str, LazyTensor]) -> ModuleSpec | None:
     """The description of the model in the file, or one of what was frozen where there is no more."""
-    facts, frozen = model.facts, model.frozen
+    facts = model.facts
     if isinstance(facts, FileFacts) and facts.module is not None:
         return facts.module
-    if not frozen:
-        return None
-    entries = (
-        TensorEntry(name, dtype_name(tensor.dtype), tensor.spec.shape, tensor.device, "parameter")
-        for name, tensor in tensors.items()
-        if name in frozen.still
-    )
-    held = tuple(ModuleEntry(path, "", training=False, frozen=True) for path in frozen.held)
-    return ModuleSpec("", held, tuple(entries), frozen.state)
+    return of_frozen(model.frozen, tensors)
 
 
 def _left_out(ckpt: Checkpoint) -> tuple[Finding, ...]:

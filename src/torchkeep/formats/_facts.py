@@ -339,9 +339,11 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
     facts = first.facts
     if not isinstance(facts, FileFacts) or not facts.whole:
         return ckpt
-    tree = _tree(facts, ckpt.tensors, first.file) if facts.whole == "object" else ABSENT
+    tree = _tree(facts, ckpt.tensors, first.file)
     kind, model_key, candidates = "module" if facts.whole == "module" else "weights", "", ckpt.candidates
-    if tree is not ABSENT:
+    if facts.whole == "module":
+        tree = _with_extra(ckpt.tensors, tree)
+    elif tree is not ABSENT:
         kind, model_key, candidates = describe_tree(tree, leaves(tree, limits))
     return replace(
         ckpt,
@@ -358,6 +360,14 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
         surgery=first.surgery,
         architecture=first.architecture,
     )
+
+
+def _with_extra(tensors: Mapping[str, LazyTensor], extra: Any) -> Any:
+    """The state dict of a module that has extra state; ABSENT for any other, whose tensors are all there is."""
+    if not isinstance(extra, Mapping):
+        return ABSENT
+    inside = tuple(f"{name}." for name in extra)
+    return {name: one for name, one in tensors.items() if not name.startswith(inside)} | dict(extra)
 
 
 def _whole(name: str, parts: Parts, stored: Mapping[str, LazyTensor], source: Source) -> LazyTensor:

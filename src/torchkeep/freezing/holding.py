@@ -102,7 +102,7 @@ def restore_held(model: nn.Module, paths: Iterable[str]) -> None:
     model = unwrapped(model)
     wanted = _resolve(model, paths)
     keep = {id(module) for module in wanted}
-    release(model, {id(module) for module in model.modules() if is_held(module)} - keep)
+    release(model, {id(module) for _, module in named_modules(model) if is_held(module)} - keep)
     hold_all(wanted)
 
 

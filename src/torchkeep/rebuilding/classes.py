@@ -66,6 +66,8 @@ _PLAIN: dict[str, Any] = {
 
 _LAYERS = ("torch.nn.modules.", "torch.nn.parallel.data_parallel", "torch.nn.utils.parametriz")
 
+_PIECES = 100  # of the name of a class
+
 _MOVED = {"torch.nn.modules.linear._LinearWithBias": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}
 
 
@@ -114,6 +116,8 @@ class Classes:
         if qualified in self.given:
             return self.given[qualified]
         pieces = qualified.split(".")
+        if len(pieces) > _PIECES:
+            return None
         failed: RebuildError | None = None
         for count in range(len(pieces) - 1, 0, -1):
             try:
@@ -174,7 +178,7 @@ class Classes:
             found: Any = importlib.import_module(name.module)
             for key in name.name.split("."):
                 found = getattr(found, key)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever the code of a module raises, and names that are none
             raise RebuildError(
                 f"{name.qualified} is trusted and cannot be imported: {error}",
                 classes=(name.qualified,),

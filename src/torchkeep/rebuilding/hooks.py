@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -94,10 +95,28 @@ def _known(hook: Any, part: Part) -> tuple[_Kind, Mapping[str, Any]] | None:
     if kind is None or kept is None:
         return None
     name = kept[kind.key]
-    here = all(part.parameters.get(name + end) is not None for end in kind.parameters) and all(
-        part.buffers.get(name + end) is not None for end in kind.buffers
-    )
-    return (kind, kept) if here else None
+    held = [part.parameters.get(name + end) for end in kind.parameters]
+    held += [part.buffers.get(name + end) for end in kind.buffers]
+    shapes = [tuple(one.spec.shape) for one in held if one is not None]
+    return (kind, kept) if len(shapes) == len(held) and _fit(kind, kept, *shapes) else None
+
+
+def _fit(kind: _Kind, kept: Mapping[str, Any], first: tuple[int, ...], *others: tuple[int, ...]) -> bool:
+    """Whether tensors of these shapes go together: torch computes with what does not fit as if it did."""
+    if kind.cls is WeightNorm:
+        whole, dim = others[0], -1 if kept["dim"] is None else kept["dim"]
+        if dim == -1:  # the norm over all of it
+            return prod(first) == 1
+        return -len(whole) <= dim < len(whole) and first == tuple(
+            size if at == dim % len(whole) else 1 for at, size in enumerate(whole)
+        )
+    if kind.cls is SpectralNorm:
+        dim = kept["dim"]
+        if not -len(first) <= dim < len(first):
+            return False
+        rest = prod(size for at, size in enumerate(first) if at != dim % len(first))
+        return others == ((first[dim],), (rest,))
+    return others == (first,)
 
 
 def _kept(hook: Record, kind: _Kind) -> Mapping[str, Any] | None:
@@ -145,8 +164,11 @@ def _name(hook: Any) -> str:
 
 
 def hook_again(module: nn.Module, part: Part, tensor: Callable[[Any], Any]) -> None:
-    """Give a module the hooks of torch.nn that compute its weights."""
+    """Give a module the hooks of torch.nn that compute its weights, but for those that its constructor gave it."""
     for kind, kept in hooks_of(part).known:
+        present = [vars(one) for one in module._forward_pre_hooks.values() if type(one) is kind.cls]
+        if any(one.get(kind.key) == kept[kind.key] for one in present):
+            continue
         hook = _made(kind, kept, tensor)
         module.register_forward_pre_hook(hook)
         if isinstance(hook, SpectralNorm):

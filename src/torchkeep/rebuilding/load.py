@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 
 from ..applying import place
 from ..core.blueprint import Blueprint
-from ..core.checkpoint import Checkpoint
+from ..core.checkpoint import EDITED, Checkpoint
+from ..core.live import named_modules
 from ..core.model_plan import ClassPlan, ModelPlan
 from ..core.placement import Device, Placement, placement_of
 from ..core.table import shorten
@@ -71,16 +72,19 @@ def load_model(
 
     Raises:
         OpenError: the file cannot be read.
+        LoadError: a device is not here.
         RebuildError: it holds no model, or a class does not take what the file has for it.
         IncompatibleCheckpointError: the classes make a model that the weights do not fit.
     """
-    ckpt = checkpoint_of(source).model
+    opened = checkpoint_of(source)
+    ckpt = opened.model
     known = Classes(classes, trust)
     blueprint = _no_script(ckpt)
     known.check_given(named_in(blueprint), blueprint.file)
+    placement = placement_of(device)
     if trust_graph and not _is_here(blueprint, known):
-        return _from_graph(ckpt.file, device)
-    one = None if device is None or isinstance(device, (Mapping, Placement)) else placement_of(device).rest
+        return _from_graph(ckpt, placement)
+    one = None if device is None or placement.rows else placement.rest
     places = Places(ckpt, one)
     maker = Maker(blueprint, known, places.tensor)
     with torch.random.fork_rng(devices=[]):  # constructors draw numbers that are then replaced
@@ -91,10 +95,10 @@ def load_model(
         load_own(model, ckpt, places)
     elif places.device.type != "meta":
         fill(model, ckpt, allow)
-    if isinstance(device, (Mapping, Placement)):
-        place(model, device)
+    if placement.rows:
+        place(model, placement)
     _as_saved(model, ckpt)
-    _warn(blueprint, maker, maker.hooked())
+    _warn(blueprint, maker, maker.hooked(), _others(opened))
     return model
 
 
@@ -105,11 +109,16 @@ def _is_here(blueprint: Blueprint, known: Classes) -> bool:
     return all(known.find_class(name) is not None for name in blueprint.class_names)
 
 
-def _from_graph(file: str, device: Device | Mapping[Any, Device] | Placement | None) -> nn.Module:
-    if not isinstance(device, (Mapping, Placement)):
-        return load_graph(file, device=placement_of(device).rest)
-    model = load_graph(file)
-    place(model, device)
+def _from_graph(ckpt: Checkpoint, placement: Placement) -> nn.Module:
+    if ckpt.format == EDITED:
+        raise RebuildError(
+            f"{ckpt.file} was edited, and the graph beside it is of what it was",
+            hint="give the class; or make the model of the file, and load the edited weights into it",
+        )
+    if not placement.rows:
+        return load_graph(ckpt.file, device=placement.rest)
+    model = load_graph(ckpt.file)
+    place(model, placement)
     return model
 
 
@@ -119,7 +128,7 @@ def _as_saved(model: nn.Module, ckpt: Checkpoint) -> None:
         return
     restore_held(model, ckpt.frozen.held)
     attach(model, ckpt.frozen.state)
-    forget(model.modules())
+    forget(module for _, module in named_modules(model))
     for operation in ckpt.surgery:
         record(model, operation)
 
@@ -170,9 +179,19 @@ def _made_anew(blueprint: Blueprint) -> tuple[str, ...]:
     return (f"{len(places)} modules compute a weight by torch.nn.utils, as ever: {shorten(places)}",) if places else ()
 
 
-def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str]) -> None:
+def _others(ckpt: Checkpoint) -> Iterator[str]:
+    """That one of several models was taken."""
+    others = [key for key in ckpt.candidates if key != ckpt.model_key]
+    if others:
+        yield (
+            f"{ckpt.model_key!r} was taken; of {shorten(others)}, tk.load_into(model, (source, {others[0]!r})) takes "
+            "the weights"
+        )
+
+
+def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str], more: Iterable[str]) -> None:
     """Say what is not as it was."""
-    notes = [*left_out(blueprint, maker.constructed, hooked), *maker.notes, *_changes(blueprint, maker)]
+    notes = [*more, *left_out(blueprint, maker.constructed, hooked), *maker.notes, *_changes(blueprint, maker)]
     if maker.unknown:
         names = sorted(set(maker.unknown.values()))
         given = shorten([f"{name!r}: YourClass" for name in names])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FunctionType, MethodType
@@ -65,6 +65,7 @@ class Maker:
         self._made: dict[int, nn.Module] = {}
         self._values: dict[int, Any] = {}
         self._taken: set[int] = set()
+        self._begun: set[int] = set()
         self._open = 0
 
     def model(self) -> nn.Module:
@@ -110,6 +111,13 @@ class Maker:
         if index in self._made:
             return self._made[index]
         part = self._blueprint.parts[index]
+        if index in self._begun:
+            raise RebuildError(
+                f"{part.path or 'the model'} is needed for the arguments of its own constructor",
+                classes=(part.class_name,),
+                hint=f"pass classes={{{part.class_name!r}: make}}, a function that makes it",
+            )
+        self._begun.add(index)
         with self._deeper():
             cls = self._class_of(part)
             made = self._constructed(part, cls)
@@ -208,7 +216,7 @@ class Maker:
         known = {key for one in held.values() for key in one}
         anew = part.parametrized and not is_parametrized(module)
         if anew:
-            known |= {*children["parametrizations"]._modules}  # type: ignore[union-attr]
+            known |= self._computed(part, children.get("parametrizations"))
         for kind, wanted in held.items():
             own: dict[str, Any] = module.__dict__[kind]
             extra = {key: value for key, value in own.items() if key not in known}
@@ -228,7 +236,17 @@ class Maker:
         self.constructed |= {mine + key for key in module.__dict__}
         if part.training is not None:
             module.training = part.training
+        hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
         refresh(module)
+
+    def _computed(self, part: Part, parametrizations: nn.Module | None) -> set[str]:
+        """The names of the tensors that are computed."""
+        if parametrizations is None:
+            raise RebuildError(
+                f"{part.path or 'the model'} is a parametrized {part.class_name}, and has no parametrizations",
+                classes=(part.class_name,),
+            )
+        return {*parametrizations._modules}
 
     def _is_newer(self, part: Part, module: nn.Module) -> bool:
         """Whether what a constructor made beyond the file may be new in the code, and not taken out of the model."""
@@ -292,7 +310,9 @@ class Maker:
     def _restored(self, index: int, part: Part, cls: type[nn.Module] | None) -> None:
         """As unpickling does it: an instance without a constructor, then its state."""
         if cls is None:
-            module: nn.Module = Skeleton(self._standing(part))
+            module: nn.Module = Skeleton(part)
+            self._made[index] = module  # before what its constructor took, which may lead back
+            module.__dict__[PART] = self._standing(part)
         else:
             module = cls.__new__(cls)
             nn.Module.__init__(module)
@@ -358,9 +378,11 @@ class Maker:
     def value(self, node: Any, place: str) -> Any:
         """A plain value, live: modules are those of the model, objects of classes that nobody trusts stay records."""
         if isinstance(node, ModuleRef):
+            self._check_number(node.index, self._blueprint.parts, "modules", place)
             return self.module(node.index)
         if isinstance(node, ObjectRef):
-            return self.value(self._blueprint.objects[node.index], place)
+            self._check_number(node.index, self._blueprint.objects, "objects", place)
+            return self._shared(self._blueprint.objects[node.index], place)
         if isinstance(node, LazyTensor):
             return self._tensor(node, "")
         if isinstance(node, Global):
@@ -372,8 +394,26 @@ class Maker:
             return node
         if id(node) not in self._values:
             with self._deeper():
-                self._container(node, place)
+                self._collection(node, place)
         return self._values[id(node)]
+
+    def _shared(self, node: Any, place: str) -> Any:
+        """A value that several modules hold. Tuples are kept where they stand: to hash shared ones has no end."""
+        if isinstance(node, (tuple, frozenset)):
+            raise RebuildError(f"{self._blueprint.file}: {place[:100]} shares a {type(node).__name__}, which none does")
+        with self._deeper():
+            return self.value(node, place)
+
+    def _collection(self, node: Any, place: str) -> None:
+        try:
+            self._container(node, place)
+        except TypeError as error:  # a key that is none
+            raise RebuildError(f"{self._blueprint.file}: {place[:100]} makes no sense: {error}") from error
+
+    def _check_number(self, index: int, known: Sequence[Any], what: str, place: str) -> None:
+        if not 0 <= index < len(known):
+            file = self._blueprint.file
+            raise RebuildError(f"{file}: {place[:100]} is number {index} of {what}, and it has {len(known)}")
 
     def _container(self, node: Any, place: str) -> None:
         if isinstance(node, Record):
@@ -399,14 +439,12 @@ class Maker:
             return self.module(self._blueprint.places[id(record)])
         name = trees.named(record.cls)
         cls = None if name is None else self._classes.find_object(name)
-        if cls is functools.partial:
-            return self._partial(record, place)
         if record.class_name == "builtins.getattr" and (method := self._method(record, place)) is not None:
             return method
         if cls is None:
             return self._still(record, place)
         try:
-            return self._unpickled(cls, record, place)
+            return self._partial(record, place) if cls is functools.partial else self._unpickled(cls, record, place)
         except (RebuildError, RecursionError):
             raise
         except Exception as error:
@@ -419,6 +457,8 @@ class Maker:
     def _unpickled(self, cls: Any, record: Record, place: str) -> Any:
         args = [self.value(arg, place) for arg in record.args]
         kwargs = {key: self.value(arg, place) for key, arg in record.kwargs.items()}
+        if cls is deque and args and not isinstance(args[0], (list, tuple)):  # a range may have no end
+            raise TypeError(f"its items are no list but a {type(args[0]).__name__}")
         made = cls(*args, **kwargs) if record.called else cls.__new__(cls, *args, **kwargs)
         self._values[id(record)] = made
         if record.state is not None:
@@ -474,7 +514,7 @@ def _hides(key: str, value: Any, module: nn.Module) -> bool:
     """Whether an attribute must not stand before a method: plain values may, as `type`, but where torch needs it."""
     if isinstance(value, (Record, Global)) or (isinstance(module, Skeleton) and key == "forward"):
         return True
-    return not callable(value) and key in _NEEDED
+    return key in _NEEDED and not (callable(value) and key == "forward")
 
 
 def _below(part: Part) -> Iterator[int]:
@@ -483,7 +523,7 @@ def _below(part: Part) -> Iterator[int]:
 
 def _listed(call: Construction) -> str:
     return ", ".join(
-        [*(f"{one!r:.40}" for one in call.args), *(f"{key}={one!r:.40}" for key, one in call.kwargs.items())]
+        [*map(trees.brief, call.args), *(f"{key:.40}={trees.brief(one)}" for key, one in call.kwargs.items())]
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from ..core import tree as trees
 from ..core.blueprint import Blueprint, Construction, Part
 from ..core.checkpoint import Checkpoint
+from ..core.table import shorten
 from ..core.tensors import LazyTensor
 from ..core.tree import Global, Record
 from ..errors import RebuildError
@@ -29,6 +30,14 @@ def blueprint_of(ckpt: Checkpoint) -> Blueprint:
     root = ckpt.tree.get(ckpt.model_key) if ckpt.model_key and isinstance(ckpt.tree, dict) else ckpt.tree
     if isinstance(root, Record) and root.is_module:
         return _of_pickle(ckpt, root)
+    inside = [] if root is trees.ABSENT else trees.modules(root)
+    if inside:
+        places = shorten([path for path, _ in inside])
+        raise RebuildError(
+            f"{ckpt.file} holds modules inside of other values, at {places}",
+            hint="torchkeep takes a pickled module that is the whole file, or stands under one key of a dict; "
+            "tk.load_into(model, (path, prefix)) takes the weights of any",
+        )
     if ckpt.architecture is not None:
         return of_saved(ckpt, ckpt.architecture)
     if ckpt.format == "torchkeep_run":

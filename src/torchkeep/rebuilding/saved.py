@@ -162,7 +162,7 @@ def _tensors(said: Architecture, file: str) -> Iterator[LazyTensor]:
     whole: dict[tuple[int, int, int], bytes] = {}
     for held in said.tensors:
         spec = TensorSpec(torch_dtype(held.dtype, file=file, place=_PLACE), tuple(held.shape))
-        if any(type(size) is not int or not 0 <= size < 1 << 62 for size in spec.shape):
+        if any(type(size) is not int or not 0 <= size < 1 << 62 for size in spec.shape) or spec.nbytes >= 1 << 62:
             raise ValueError(f"a tensor of shape {held.shape}")
         key = (held.start, held.size, spec.nbytes)
         if held.start >= 0 and key not in whole:

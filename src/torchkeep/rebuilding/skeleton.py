@@ -10,6 +10,7 @@ from ..core.blueprint import Part
 from ..errors import RebuildError
 
 PART = "_torchkeep_part"
+_EXTRA = "_torchkeep_extra"
 
 
 class Skeleton(nn.Module):
@@ -34,6 +35,18 @@ class Skeleton(nn.Module):
 
     def _get_name(self) -> str:
         return f"{part_of(self).class_name.rpartition('.')[2]} (skeleton)"
+
+
+class StatefulSkeleton(Skeleton):
+    """A skeleton of a module with extra state, which it keeps and gives back as it is."""
+
+    def get_extra_state(self) -> Any:
+        """What the file has."""
+        return self.__dict__.get(_EXTRA)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Keep it."""
+        self.__dict__[_EXTRA] = state
 
 
 def _trusting(name: str) -> str:

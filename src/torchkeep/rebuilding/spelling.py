@@ -6,7 +6,8 @@ import builtins
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -23,7 +24,7 @@ from .skeleton import Skeleton
 
 _DEPTH = 30
 _LONGEST = 500
-_TAKEN = {*dir(builtins), "Any", "annotations", "model", "nn", "tie", "torch", "holding"}
+_TAKEN = {*dir(builtins), "Any", "annotations", "holding", "made", "model", "nn", "self", "tie", "torch"}
 _MODULE_NAMES = frozenset(dir(nn.Module()))
 _CONTAINER_NAMES = frozenset((*dir(nn.ModuleDict()), *dir(nn.ParameterDict())))
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,:/ <>()=+\[\]-]")
@@ -103,6 +104,8 @@ class _Speller:
     holds: bool = False
     _bodies: dict[tuple[str, str], str] = field(default_factory=dict)
     _done: dict[int, str] = field(default_factory=dict)
+    _used: set[str] = field(default_factory=lambda: {*_TAKEN})
+    _numbers: defaultdict[str, int] = field(default_factory=lambda: defaultdict(lambda: 1))
     _open: int = 0
 
     def expression(self, index: int) -> str:
@@ -191,9 +194,12 @@ class _Speller:
         wanted = lead + class_name.rpartition(".")[2]
         if not _is_name(wanted) or len(wanted) > 80:
             wanted = "Class"
-        used = {*_TAKEN, *self._bodies.values()}
-        numbered = (f"{wanted}{number}" for number in range(2, len(used) + 3))
-        return wanted if wanted not in used else next(name for name in numbered if name not in used)
+        name = wanted
+        while name in self._used:
+            self._numbers[wanted] += 1
+            name = f"{wanted}{self._numbers[wanted]}"
+        self._used.add(name)
+        return name
 
     def _text(self, name: str, part: Part, body: str, missing: bool) -> str:
         what = f"It was called {_safe(part.class_name)}"
@@ -338,16 +344,29 @@ def _literal(value: Any, depth: int = 0) -> str | None:
     elif type(value) is str and len(value) <= _LONGEST:
         text = ascii(value)
     elif isinstance(value, (list, tuple)) and len(value) <= _LONGEST and depth < 5:
-        items = [_literal(item, depth + 1) for item in value]
-        if None not in items:
-            inside = ", ".join(map(str, items))
+        items = _literals(value, depth + 1)
+        if items is not None:
+            inside = ", ".join(items)
             single = "," if isinstance(value, tuple) and len(items) == 1 else ""
             text = f"[{inside}]" if isinstance(value, list) else f"({inside}{single})"
     elif isinstance(value, dict) and len(value) <= _LONGEST and depth < 5:
-        pairs = [(_literal(key, depth + 1), _literal(item, depth + 1)) for key, item in value.items()]
-        if not any(None in pair for pair in pairs):
-            text = f"{{{', '.join(f'{key}: {item}' for key, item in pairs)}}}"
+        keys, items = _literals(value.keys(), depth + 1), _literals(value.values(), depth + 1)
+        if keys is not None and items is not None:
+            text = f"{{{', '.join(f'{key}: {item}' for key, item in zip(keys, items, strict=True))}}}"
     return text if text is not None and len(text) <= _LONGEST else None
+
+
+def _literals(values: Iterable[Any], depth: int) -> list[str] | None:
+    """Plain values as code; None from the first one on that makes it none, for lists of shared lists have no end."""
+    texts: list[str] = []
+    room = _LONGEST
+    for value in values:
+        text = _literal(value, depth)
+        room -= len(text or "")
+        if text is None or room < 0:
+            return None
+        texts.append(text)
+    return texts
 
 
 def brief(value: Any) -> str:

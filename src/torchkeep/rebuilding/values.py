@@ -12,12 +12,15 @@ from torch import nn
 
 from ..core.checkpoint import Checkpoint
 from ..core.facts import FileFacts
-from ..core.live import live_tensors, state_of
+from ..core.limits import Limits
+from ..core.live import EXTRA_STATE, live_tensors, named_modules, state_of
 from ..core.placement import Device
 from ..core.tensors import LazyTensor, contiguous_stride
 from ..core.tree import ABSENT
-from ..errors import OpenError, PartialLoadError
+from ..edit.flat import extra_state_of
+from ..errors import OpenError, PartialLoadError, UnsafeCheckpointError
 from ..loading import load_into
+from .skeleton import Skeleton, StatefulSkeleton
 
 
 class Places:
@@ -25,6 +28,7 @@ class Places:
 
     def __init__(self, ckpt: Checkpoint, device: Device | None) -> None:
         self.device = torch.device("cpu" if device is None else device)
+        self._file = ckpt.file
         self._state = {tensor.identity for tensor in ckpt.values()}
         self._memory: dict[tuple[object, ...], torch.Tensor] = {}
         self._made: dict[tuple[object, ...], torch.Tensor] = {}
@@ -48,7 +52,7 @@ class Places:
 
     def move(self, model: nn.Module) -> None:
         """Move what constructors made beyond the file to the device as well."""
-        for module in model.modules():
+        for _, module in named_modules(model):
             for held in (module._parameters, module._buffers):
                 for key, tensor in held.items():
                     if tensor is not None and tensor.device.type not in {"meta", self.device.type}:
@@ -78,9 +82,18 @@ class Places:
     def _memory_of(self, lazy: LazyTensor) -> torch.Tensor:
         device = torch.device("meta") if lazy.device == "meta" else self.device
         if lazy.identity in self._state and not lazy.parts:
+            self._check_expanded(lazy)
             self._empty[lazy.identity] = lazy
             return torch.empty_strided(lazy.spec.shape, _dense(lazy), dtype=lazy.spec.dtype, device=device)
         return lazy.load(device)
+
+    def _check_expanded(self, lazy: LazyTensor) -> None:
+        """Refuse to write out in full what repeats a small storage without end."""
+        held, nbytes, most = lazy.storage.nbytes if lazy.storage else 0, lazy.spec.nbytes, Limits().expanded_bytes
+        if lazy.device != "meta" and self.device.type != "meta" and nbytes > max(held, most):
+            raise UnsafeCheckpointError(
+                f"{self._file} has a tensor that repeats {held:,} bytes to {nbytes:,} (Limits.expanded_bytes)"
+            )
 
 
 def load_own(model: nn.Module, ckpt: Checkpoint, places: Places) -> None:
@@ -106,6 +119,11 @@ def load_own(model: nn.Module, ckpt: Checkpoint, places: Places) -> None:
 
 def fill(model: nn.Module, ckpt: Checkpoint, allow: Any) -> None:
     """Load the values, as far as there are any: a tensor that was on the meta device stays there."""
+    extra = extra_state_of(ckpt)
+    for path, module in named_modules(model):
+        name = f"{path}.{EXTRA_STATE}" if path else EXTRA_STATE
+        if type(module) is Skeleton and name in extra:
+            module.__class__ = StatefulSkeleton
     if any(tensor.device == "meta" for tensor in ckpt.values()):
         live = live_tensors(model)
         for name, tensor in ckpt.items():
