@@ -840,3 +840,25 @@ def test_efficientnet_comes_back(tmp_path: Path) -> None:
         assert state_bits(skeleton) == state_bits(model)
         with pytest.raises(RebuildError, match="EfficientNetLite0"):
             skeleton(x)
+
+
+def test_masks_that_expand_to_hundreds_of_megabytes_are_left_out_and_said(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    for number in range(5):
+        model.register_buffer(f"mask{number}", torch.full((60 << 20,), number, dtype=torch.uint8), persistent=False)
+    report = tk.save(model, tmp_path / "model.safetensors")
+    assert any("mask4 has 62.9 MB outside of the state dict" in note for note in report.notes)
+    with pytest.warns(RebuildWarning, match="mask4"):
+        back = tk.load_model(tmp_path / "model.safetensors")
+    assert int(back.mask3[0]) == 3
+
+
+def test_warnings_carry_no_commands_to_a_terminal(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        pass
+
+    Net.__module__, Net.__qualname__ = "gone", "Net\x1b[2J"
+    tk.save(Net(), tmp_path / "model.safetensors")
+    with pytest.warns(RebuildWarning) as said:
+        tk.load_model(tmp_path / "model.safetensors")
+    assert all(str(one.message).isprintable() for one in said)

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+EXPANDED = 1 << 28  # bytes that the tensors in `bytes` may come to, beside Limits.expanded_bytes
+
 
 class ClassEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One class of modules.
@@ -76,7 +78,7 @@ class Architecture(msgspec.Struct, frozen=True, omit_defaults=True):
         objects: values that several modules hold, or that hold themselves, as tagged JSON.
         tensors: those outside of the state dict.
         held: name -> number in `tensors` of parameters and buffers outside of it.
-        bytes: of `tensors`, each compressed by zlib, one after another, as base64.
+        bytes: of `tensors`, each compressed by zlib, one after another, as base64; expanded, at most 256 MiB.
         lost: place -> why it could not be kept.
         factory: `package.module:function` that makes the model, where one was given.
         call: [arguments, named arguments] of the factory.

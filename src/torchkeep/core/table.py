@@ -38,11 +38,12 @@ class Table:
 
 
 def _printable(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_printable(part) for part in value)
-    if value.isprintable():
-        return value
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in value)
+    return tuple(map(_printable, value)) if isinstance(value, tuple) else printable(value)
+
+
+def printable(text: str) -> str:
+    """Text in which nothing moves the cursor of a terminal."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def human_bytes(nbytes: float) -> str:

@@ -17,7 +17,7 @@ from ..core.checkpoint import EDITED, Checkpoint
 from ..core.live import named_modules
 from ..core.model_plan import ClassPlan, ModelPlan
 from ..core.placement import Device, Placement, placement_of
-from ..core.table import shorten
+from ..core.table import printable, shorten
 from ..errors import RebuildError, RebuildWarning
 from ..exporting.graph import load_graph
 from ..freezing import restore_held
@@ -208,7 +208,7 @@ def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str], more: Ite
         what = [f"{place} ({name})" for place, name in maker.hidden.items()]
         notes.append(f"{len(what)} attributes that stood before a method of the class are left out: {shorten(what)}")
     for note in notes:
-        warnings.warn(f"{blueprint.file}: {note}", RebuildWarning, stacklevel=3)
+        warnings.warn(printable(f"{blueprint.file}: {note}"), RebuildWarning, stacklevel=3)
 
 
 def _changes(blueprint: Blueprint, maker: Maker) -> Iterator[str]:

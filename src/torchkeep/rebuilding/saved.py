@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..core import tagged
-from ..core.architecture import Architecture, HeldTensor, Kind
+from ..core.architecture import EXPANDED, Architecture, HeldTensor, Kind
 from ..core.blueprint import Blueprint, Construction, Part
 from ..core.checkpoint import Checkpoint
 from ..core.limits import Limits
@@ -158,7 +158,7 @@ def _of(own: list[str] | None, first: list[str] | None) -> list[str]:
 def _tensors(said: Architecture, file: str) -> Iterator[LazyTensor]:
     """The tensors outside of the state dict."""
     data = base64.b64decode(said.bytes, validate=True)
-    left = Limits().expanded_bytes
+    left = min(Limits().expanded_bytes, EXPANDED)
     whole: dict[tuple[int, int, int], bytes] = {}
     for held in said.tensors:
         spec = TensorSpec(torch_dtype(held.dtype, file=file, place=_PLACE), tuple(held.shape))

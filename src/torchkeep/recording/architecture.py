@@ -20,7 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..core import tagged
-from ..core.architecture import Architecture, ClassEntry, HeldTensor, Kind
+from ..core.architecture import EXPANDED, Architecture, ClassEntry, HeldTensor, Kind
 from ..core.live import (
     STANDS_FOR,
     check_savable,
@@ -289,7 +289,7 @@ class _Values:
         self._identities: dict[object, str] | None = None
         self._numbers: dict[int, int] = {}
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._room = _ROOM
+        self._room, self._expanded = _ROOM, EXPANDED
         self._alive: list[Any] = []  # so that no other tensor gets the identity of one
 
     def leaf(self, tensor: Any, place: str) -> str | int:
@@ -337,8 +337,9 @@ class _Values:
         digest = blake3(data).digest()
         if digest not in self._places:
             packed = zlib.compress(data)
-            if len(packed) > self._room:
+            if len(packed) > self._room or len(data) > self._expanded:
                 raise self._too_large(tensor, place)
+            self._expanded -= len(data)
             self._places[digest] = (_ROOM - self._room, len(packed))
             self._room -= len(packed)
             self.pieces.append(packed)
