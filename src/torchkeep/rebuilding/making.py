@@ -1,4 +1,4 @@
-"""From a blueprint to a live module: classes where they are known, skeletons where not, tensors still without values."""
+"""From a blueprint to a live module: classes where known, skeletons where not, tensors still without values."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Maker:
             module.__dict__.update(state)
             return
         try:
-            module.__setstate__(state)  # type: ignore[operator]
+            module.__setstate__(state)
             filled(module, part, torch_layer(part.class_name) is not None)
         except Exception as error:
             raise RebuildError(
