@@ -1,0 +1,27 @@
+"""Has the model learned what the training set has to teach?"""
+
+from __future__ import annotations
+
+from ..core.curves import Curves, Setting
+from ..core.diagnosis import Sign
+from ._measures import chance, fitted
+from ._sign import sign
+
+_LOW, _NOTHING = 0.6, 0.1
+
+
+class LowSignal:
+    """Of what there is to learn, {signal:.0%} was fitted: the training loss ends at {loss:.3g}, and {chance:.3g} is
+    what a model has that has learned nothing."""
+
+    code = "low-signal"
+
+    def look(self, curves: Curves, setting: Setting) -> Sign | None:
+        """1 - loss / loss of chance."""
+        known, loss = chance(setting), fitted(curves)
+        if known is None or loss is None:
+            return None
+        share = 1 - loss / known
+        if share >= _LOW:
+            return None
+        return sign(self, "danger" if share < _NOTHING else "warning", signal=share, loss=loss, chance=known)
