@@ -53,6 +53,14 @@ def steepness(series: Series) -> tuple[float, float, float]:
     return steep * step / size, steep / error if error else math.copysign(math.inf, steep), float(len(series))
 
 
+def straightness(series: Series) -> float:
+    """The share of a curve's variance that one straight line explains."""
+    steep, _ = slope(series.x, series.y)
+    about = series.y - series.y.mean()
+    left = about - steep * (series.x - series.x.mean())
+    return 1 - float(left @ left) / max(float(about @ about), 1e-24)
+
+
 @dataclass(frozen=True, slots=True)
 class Rise:
     """How far a validation loss has risen from its lowest point.

@@ -7,7 +7,7 @@ import numpy as np
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
 from ..core.trend import slope
-from ._measures import signal
+from ._measures import signal, straightness
 from ._sign import sign
 
 _STRAIGHT, _SIGNAL = 0.97, 0.5
@@ -25,9 +25,7 @@ class RateTooLow:
         if series is None or len(series) < 6:
             return None
         steep, _ = slope(series.x, series.y)
-        about = series.y - series.y.mean()
-        left = about - steep * (series.x - series.x.mean())
-        straight = 1 - float(left @ left) / max(float(about @ about), 1e-24)
+        straight = straightness(series)
         learned = signal(curves, setting)
         fallen = 1 - float(np.mean(series.y[-2:])) / max(float(series.y[0]), 1e-12)
         if steep >= 0 or straight < _STRAIGHT or (fallen if learned is None else learned) > _SIGNAL:
