@@ -29,7 +29,7 @@ def capacity(model: nn.Module) -> CapacityReport:
     ...
 
     Width is doubled between the layers: what comes in and what goes out stays, so that the first and the last layer
-    grow twofold and those in between fourfold. Depth is one more of the block that the model repeats most often, if any.
+    grow twofold and those in between fourfold. Depth is one more of the block that the model repeats most often.
 
     Args:
         model: any module; wrappers are looked through. It is not changed.
