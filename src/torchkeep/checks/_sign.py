@@ -8,10 +8,11 @@ from ..core.diagnosis import Sign
 
 
 def sign(check: Any, severity: str, *, since: float | None = None, **evidence: Any) -> Sign:
-    """The sign of a check: the first paragraph of its docstring with the figures put in."""
+    """The sign of a check: the first paragraph of its docstring with figures and words put in; figures are evidence."""
     text = " ".join((check.__doc__ or "").partition("\n\n")[0].split())
     plain = {name: _rounded(value) for name, value in evidence.items()}
-    return Sign(check.code, severity, text.format(**plain), evidence=plain, since=since)
+    figures = {name: value for name, value in plain.items() if not isinstance(value, str)}
+    return Sign(check.code, severity, text.format(**plain), evidence=figures, since=since)
 
 
 def _rounded(value: Any) -> Any:

@@ -32,5 +32,6 @@ class Gap:
             return None
         between = Series("gap", val.x, val.y - np.interp(val.x, train.x, train.y))
         rate, errors, _ = steepness(tail(between))
-        trend = "grows" if errors > 3 and rate > 0.005 else "is stable"
-        return sign(self, "warning", gap=gap, train=level(train.y), val=level(val.y), trend=trend, growth=rate)
+        grows = errors > 3 and rate > 0.005
+        trend = "grows" if grows else "is stable"
+        return sign(self, "warning", gap=gap, train=level(train.y), val=level(val.y), trend=trend, grows=grows)

@@ -64,8 +64,7 @@ def _over_confident(verdict: Verdict, found: Found, curves: Curves, setting: Set
 
 
 def _gap(verdict: Verdict, found: Found, curves: Curves, setting: Setting) -> list[Remedy]:
-    grows = found["gap"].evidence.get("trend") == "grows"
-    early = _stop_earlier(found, curves) if grows else []
+    early = _stop_earlier(found, curves) if found["gap"].evidence["grows"] else []
     return [*_more_data(setting), *_regularise(setting), *_freeze_more(setting), *early]
 
 
