@@ -15,7 +15,8 @@ h1 { font-size: 1.4rem; overflow-wrap: anywhere } h2 { font-size: 1.1rem; margin
 figure { margin: 1rem 0 } svg { max-width: 100%; height: auto }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid #ccc }
-td { overflow-wrap: anywhere } code { white-space: nowrap } .figures { font-size: .85rem; color: #444 } ol li { margin: .5rem 0 }
+td { overflow-wrap: anywhere }
+code { white-space: nowrap } .figures { font-size: .85rem; color: #444 } ol li { margin: .5rem 0 }
 """
 
 
