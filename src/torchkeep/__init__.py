@@ -49,6 +49,8 @@ from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
 from .proving import prove_resume as prove_resume
+from .reading import read_histories as read_histories
+from .reading import read_history as read_history
 from .rebuilding import Skeleton as Skeleton
 from .rebuilding import load_model as load_model
 from .rebuilding import plan_model as plan_model
@@ -118,6 +120,8 @@ __all__ = [
     "plan_load",
     "plan_model",
     "prove_resume",
+    "read_histories",
+    "read_history",
     "read_spec",
     "rename",
     "salvage",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import msgspec
@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from ..errors import TorchkeepError
 from . import tagged
+from .rows import Column, Rows, rows_of
 from .table import Table
 
 RESUMED = "$resumed"
@@ -24,10 +25,18 @@ class History(Sequence[dict[str, Any]]):
     Attributes:
         records: one dict a call of `run.log`.
         damaged: numbers of lines (from 1) that cannot be read, a torn last line excepted.
+        title: what was read.
+        source: who wrote it: `run`, `csv`, `jsonl`, `json`, `tensorboard` or `hf`; empty for one that was not read.
+        names: role -> name, where the caller said which is which, e.g. `{"train_loss": "my/loss"}`.
+        notes: what was dropped or put in order while it was read, in sentences.
     """
 
-    records: tuple[dict[str, Any], ...] = ()
+    records: Sequence[dict[str, Any]] = ()
     damaged: tuple[int, ...] = ()
+    title: str = ""
+    source: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -54,11 +63,17 @@ class History(Sequence[dict[str, Any]]):
             merged |= record
         return merged
 
+    def columns(self) -> Mapping[str, Column]:
+        """The values of every metric with the numbers of the records that have it; objects in records laid flat."""
+        return rows_of(self.records).columns
+
     def table(self) -> Table:
         """The last twenty records."""
-        columns = tuple(dict.fromkeys(key for record in self.records for key in record))
+        named = self.records.columns if isinstance(self.records, Rows) else (key for one in self.records for key in one)
+        columns = tuple(dict.fromkeys(named))
         rows = tuple(tuple(_cell(record.get(key)) for key in columns) for record in self.records[-20:])
-        return Table(f"history: {len(self)} records", columns=columns, rows=rows)
+        title = f"{self.title}: {len(self)} records" if self.title else f"history: {len(self)} records"
+        return Table(title, columns=columns, rows=rows, notes=self.notes)
 
     def __str__(self) -> str:
         return str(self.table())

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import re
 
-_LOWER_IS_BETTER = {"loss", "error", "err", "mse", "mae", "rmse", "nll", "perplexity", "ppl", "fid", "wer", "cer"}
-_HIGHER_IS_BETTER = {
-    "acc",
-    "accuracy",
-    "f1",
-    "auc",
-    "auroc",
-    "precision",
-    "recall",
-    "iou",
-    "miou",
-    "dice",
-    "bleu",
-    "r2",
-}
+_LOWEST = """
+    loss error err mse mae mape rmse msle logloss nll bce crossentropy xent brier ece perplexity ppl fid wer cer
+"""
+_HIGHEST = """
+    acc accuracy top1 top5 f1 auc auroc auprc ap map map50 mcc kappa precision recall specificity iou miou jaccard dice
+    bleu rouge meteor r2 pearson spearman psnr ssim ndcg mrr
+"""
+_LOWER_IS_BETTER, _HIGHER_IS_BETTER = frozenset(_LOWEST.split()), frozenset(_HIGHEST.split())
 
 
 def mode_of(metric: str) -> str:
