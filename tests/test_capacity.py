@@ -9,7 +9,7 @@ import torch
 from models import TinyNet
 from torch import nn
 
-from torchkeep.capacity import can_overfit, capacity
+from torchkeep.sizing import can_overfit, capacity
 
 
 def net(width: int, depth: int = 2) -> nn.Sequential:

@@ -16,6 +16,9 @@ from .comparing import diff as diff
 from .converting import convert as convert
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
+from .core.curves import Setting as Setting
+from .core.diagnosis import VERDICTS as VERDICTS
+from .core.diagnosis import Diagnosis as Diagnosis
 from .core.diff_report import DiffReport as DiffReport
 from .core.freezespec import FreezeSpec as FreezeSpec
 from .core.freezespec import Phase as Phase
@@ -33,6 +36,7 @@ from .core.tensors import TensorSpec as TensorSpec
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
+from .diagnosing import diagnose as diagnose
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
 from .freezing import freeze_spec as freeze_spec
@@ -48,6 +52,8 @@ from .loading import plan_load as plan_load
 from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
+from .plotting import plot as plot
+from .plotting import sketch as sketch
 from .proving import prove_resume as prove_resume
 from .reading import read_histories as read_histories
 from .reading import read_history as read_history
@@ -67,11 +73,15 @@ from .saving import save as save
 from .scanning import scan as scan
 from .showing import show as show
 from .showing import to_json as to_json
+from .sizing import can_overfit as can_overfit
+from .sizing import capacity as capacity
 from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
 __all__ = [
+    "VERDICTS",
     "Checkpoint",
+    "Diagnosis",
     "DiffReport",
     "Finding",
     "FreezeSpec",
@@ -85,6 +95,7 @@ __all__ = [
     "SaveHandle",
     "SaveReport",
     "Selector",
+    "Setting",
     "Skeleton",
     "Source",
     "TensorSpec",
@@ -93,8 +104,11 @@ __all__ = [
     "add",
     "assert_frozen",
     "audit",
+    "can_overfit",
+    "capacity",
     "convert",
     "devices",
+    "diagnose",
     "diff",
     "edit",
     "enter_phase",
@@ -119,6 +133,7 @@ __all__ = [
     "param_groups",
     "plan_load",
     "plan_model",
+    "plot",
     "prove_resume",
     "read_histories",
     "read_history",
@@ -128,6 +143,7 @@ __all__ = [
     "save",
     "scan",
     "show",
+    "sketch",
     "strip",
     "structural",
     "surgery",

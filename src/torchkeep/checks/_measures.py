@@ -43,13 +43,10 @@ def tail(series: Series, share: float = 1 / 3, least: int = 5) -> Series:
 
 
 def steepness(series: Series) -> tuple[float, float, float]:
-    """Of a stretch: its slope a point, relative to the level there, how many standard errors that is, and its length.
-
-    A slope of nan errors is one of a straight line.
-    """
+    """Of a stretch: its slope a point, relative to its mean, how many standard errors that is, and its length."""
     steep, error = slope(series.x, series.y)
     step = float(np.median(np.diff(series.x))) if len(series) > 1 else 1.0
-    size = max(abs(level(series.y)), 1e-12)
+    size = max(abs(float(series.y.mean())), 1e-12)
     return steep * step / size, steep / error if error else math.copysign(math.inf, steep), float(len(series))
 
 

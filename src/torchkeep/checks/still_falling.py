@@ -30,7 +30,8 @@ class StillFalling:
         if errors > _ERRORS or now <= 0:
             return None
         law = power_law(series.x, series.y)
-        straight = now * (1 + rate * further) if straightness(last) > _STRAIGHT else now
+        per_point = rate * float(last.y.mean())
+        straight = now + per_point * further if straightness(last) > _STRAIGHT else now
         then = max(0.0, min(straight, now if law is None else law.at(len(series) + further)[0]))
         if now - then < _GAIN * now:
             return None

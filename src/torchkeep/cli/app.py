@@ -16,6 +16,7 @@ from . import (
     convert,
     demo,
     diff,
+    doctor,
     drop,
     gc,
     inspect,
@@ -77,6 +78,7 @@ app.command()(runs.runs)
 app.command()(prune.prune)
 app.command()(gc.gc)
 app.command()(tag.tag)
+app.command()(doctor.doctor)
 app.command()(prove_resume.prove_resume)
 app.command()(demo.demo)
 

@@ -109,7 +109,10 @@ class Diagnosis:
             columns=("", "what", "why"),
             rows=(
                 *((one.severity, one.code, one.message) for one in self.findings),
-                *((f"try {place}", one.action, one.reason) for place, one in enumerate(self.remedies, start=1)),
+                *(
+                    (f"try {place}", one.code, f"{one.action}: {one.reason}")
+                    for place, one in enumerate(self.remedies, start=1)
+                ),
             ),
             notes=self.notes,
         )

@@ -83,7 +83,7 @@ class Classes:
         return None
 
     def how(self, qualified: str) -> str:
-        """Where a module of this class would come from: `given`, `torch.nn`, `trusted`, or `skeleton`; imports nothing."""
+        """Where a module of this class would come from: `given`, `torch.nn`, `trusted`, or `skeleton`."""
         if qualified in self.given:
             return "given"
         if torch_layer(qualified) is not None:
