@@ -103,6 +103,7 @@ class Diagnosis:
     def table(self) -> Table:
         """Findings and what to do."""
         since = "" if self.since is None else f"since {self.unit} {self.since:g}"
+        tries = enumerate(self.remedies, start=1)
         return Table(
             title=self.title,
             facts=(("verdict", self.said), ("since", since)),
