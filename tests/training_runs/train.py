@@ -118,10 +118,9 @@ def train(case: Case, pieces: Split | None = None) -> Record:
     """Train the net of a case on one thread; the same on every call."""
     torch.set_num_threads(1)
     pieces = pieces or split(case)
-    inputs, target = pieces.train
     with torch.random.fork_rng():
         torch.manual_seed(1000 * case.seed + case.init)
-        net = build(case, inputs.shape[1], max(pieces.classes, 1))
+        net = build(case, pieces.train[0].shape[1], max(pieces.classes, 1))
         if case.pretrained:
             _pretrain(net, case)
         _freeze(net, case.trained)

@@ -37,12 +37,12 @@ def gains(figures: Figures) -> dict[str, tuple[str, float]]:
             if name not in reruns:
                 continue
             rerun = reruns[name]
-            gain = _worse_than_none(rerun["gain"]) - (0 if name == "again" else luck)
+            gain = _worse_than_none(rerun["gain"]) - (0 if name in ("again", "longer") else luck)
             fitted = _worse_than_none(rerun["signal_gain"])
             sure = _worse_than_none(rerun["gain_z"]) >= 2
             clear = sure and gain >= least and fitted >= 0.05
             slight = sure and gain >= some and fitted >= 0.02
-            best = max(best, ("clear" if clear else "slight" if slight else "none", gain), key=lambda one: _order(one))
+            best = max(best, ("clear" if clear else "slight" if slight else "none", gain), key=_order)
         found[cause] = best
     return found
 
@@ -67,7 +67,8 @@ def rise(figures: Figures) -> str:
     share, part = up / max(figures["loss_best"], 1e-12), up / figures["chance"]
     if z >= 3 and share >= 0.1 and part >= 0.01:
         return "clear"
-    return "slight" if z >= 2 and share >= 0.03 and part >= 0.003 else "none"
+    small, unsettled = z >= 2 and share >= 0.03 and part >= 0.003, z >= 1 and share >= 0.1 and part >= 0.01
+    return "slight" if small or unsettled else "none"
 
 
 def fall(figures: Figures) -> str:
@@ -118,6 +119,8 @@ def holding(figures: Figures) -> dict[str, str]:
     else:
         found["over-confident"] = risen
         found["overfit"] = "none"
+    if figures["classes"] and fallen == "clear" and risen == "none":
+        found["overfit"] = "slight"
     found["generalisation-gap"] = gap(figures)
     return {verdict: strength for verdict, strength in found.items() if strength != "none"}
 
@@ -137,7 +140,7 @@ def judge(figures: Figures) -> dict[str, Any]:
     if not clear:
         return _healthy(figures, slight)
     first = clear[0]
-    harmful = set(ALL) if rise(figures) == "none" else set(ALL) - {"overfit", "over-confident"}
+    harmful = _harmful(figures)
     if first == "unstable":
         return _graded("unstable", {first}, {*clear, *slight, OPTIMISATION}, harmful)
     if first in UNDERFIT:
@@ -146,6 +149,12 @@ def judge(figures: Figures) -> dict[str, Any]:
             right.add("unstable")
         return _graded("underfit", right, {*clear, *slight} - set(LATE) | set(clear), harmful - {*UNDERFIT, "unstable"})
     return _late(figures, first, set(clear) | set(slight))
+
+
+def _harmful(figures: Figures) -> set[str]:
+    """What sends a reader the wrong way unless it is graded better: not the two names of a rise, where there is one."""
+    late = rise(figures) != "none" or fall(figures) == "clear"
+    return set(ALL) - {"overfit", "over-confident"} if late else set(ALL)
 
 
 def _nothing(figures: Figures) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def _healthy(figures: Figures, slight: list[str]) -> dict[str, Any]:
         right.add("cannot-say")
     elif figures["n_val"] <= 2 * FEW_EXAMPLES:
         acceptable.add("cannot-say")
-    return _graded("healthy" if not slight else "nearly-healthy", right, acceptable, set(ALL) - {"cannot-say"})
+    return _graded("healthy" if not slight else "nearly-healthy", right, acceptable, _harmful(figures))
 
 
 def _late(figures: Figures, first: str, held: set[str]) -> dict[str, Any]:
