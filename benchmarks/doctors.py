@@ -6,7 +6,7 @@ FOLDER has the runs of tests/training_runs: a CSV each, and a JSON with the grad
 docs/design/curves-truth.md. `--python` is an interpreter that has the tools of benchmarks/requirements-doctors.txt; without
 it only torchkeep answers, if this torchkeep has a doctor. MEANS maps what the tools say to torchkeep's words, in their favour:
 a finding that may mean several things counts as the one that is graded best; of several findings the gravest counts, and
-among equally grave ones the best; no finding is `healthy`; an underfit needs no cause. What none of torchkeep's words fits is passed over.
+among equally grave ones the best; no finding is `healthy`, said without confidence; an underfit needs no cause. What none of torchkeep's words fits is passed over.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def read(tool: str, said: list[tuple[str, str, float | None]], case: Case) -> An
     means = MEANS[tool]
     known = [(what, rank, sure) for what, rank, sure in said if what in means]
     if not known:
-        return graded(case, "healthy", confident=True)
+        return graded(case, "healthy", confident=False)
     gravest = known[0][1]
     answers = [
         graded(case, verdict, sure >= CONFIDENT if sure is not None else rank in GRAVE)

@@ -181,6 +181,13 @@ def test_a_rise_is_overfit_only_if_the_accuracy_falls() -> None:
     assert judge(regression)["right"] == ["overfit"]
 
 
+def test_a_wide_gap_that_was_there_before_the_rise_may_be_named_instead() -> None:
+    risen = {"loss_rise": 0.1, "loss_rise_z": 8.0, "gap_accuracy": 0.3, "gap_z": 9.0}
+    assert judge(figures(**risen, gap_loss=0.4))["right"] == ["over-confident", "generalisation-gap"]
+    assert judge(figures(**risen, gap_loss=0.06))["right"] == ["over-confident"]
+    assert "generalisation-gap" in judge(figures(**risen, gap_loss=0.06))["acceptable"]
+
+
 def test_a_rise_that_the_validation_set_cannot_show_may_be_missed() -> None:
     truth = judge(figures(loss_rise=0.1, loss_rise_z=8.0, n_val=20))  # 1.1 errors
     assert truth["right"] == ["cannot-say", "over-confident"]

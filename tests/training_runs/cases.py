@@ -97,7 +97,7 @@ TUNING = (
     Case("good-wine", "healthy", "wine", 60, 38, 60, 24, hidden=(16,), rate=3e-3, weight_decay=0.05, batch=16),
     Case("good-noisy", "healthy", "cancer", 160, 60, 50, 25, hidden=(32,), rate=2e-3, dropout=0.3, batch=8, weight_decay=0.05),
     Case("good-lower", "healthy", "lower-mnist", 2400, 500, 40, 26, hidden=(32,), weight_decay=0.01, log_train_in_eval=True),
-    Case("good-frozen", "healthy", "digits", 800, 250, 60, 27, hidden=(1500,), trained="head", rate=2e-3),
+    Case("good-frozen", "healthy", "digits", 800, 250, 40, 27, hidden=(600,), trained="head", rate=2e-3),
     # frozen too much
     Case("frozen-parity", "frozen-too-much", "mnist", 1500, 400, 40, 28, hidden=(64, 16), trained="head", pretrained="mnist", rate=3e-3),
     Case("frozen-random", "frozen-too-much", "digits", 700, 250, 60, 29, hidden=(24, 24), trained="head", rate=5e-3),
@@ -113,7 +113,7 @@ TUNING = (
     Case("saddle-digits", "schedule-drop", "digits", 700, 250, 80, 36, hidden=(48, 48), activation="sigmoid", optimizer="sgd", rate=0.15, momentum=0.9),
     # large and stable gap
     Case("gap-mnist", "gap", "mnist", 250, 500, 60, 37, hidden=(128,), weight_decay=0.3, dropout=0.3),
-    Case("gap-digits", "gap", "digits", 60, 300, 60, 38, hidden=(64,), schedule="cosine"),
+    Case("gap-digits", "gap", "digits", 60, 300, 60, 38, hidden=(64,), schedule="cosine", rate=1e-2),
     # too few points
     Case("points-digits", "too-few-points", "digits", 800, 200, 3, 39, hidden=(128,), rate=2e-3),
     Case("points-cancer", "too-few-points", "cancer", 120, 100, 2, 40, hidden=(32,), rate=5e-3, batch=8),
@@ -162,7 +162,7 @@ SCORING = (
     Case("good-iris-b", "healthy", "iris", 50, 30, 80, 124, hidden=(12,), rate=5e-3, weight_decay=0.1, batch=10),
     Case("good-noisy-b", "healthy", "wine", 60, 38, 60, 125, hidden=(24,), rate=2e-3, dropout=0.4, batch=8, weight_decay=0.02),
     Case("good-autompg-b", "healthy", "autompg", 140, 70, 80, 126, hidden=(24,), rate=2e-3, weight_decay=0.05, batch=16 ),
-    Case("good-frozen-b", "healthy", "mnist", 1500, 400, 30, 127, hidden=(800,), trained="head", rate=1e-3),
+    Case("good-frozen-b", "healthy", "mnist", 1500, 400, 30, 127, hidden=(600,), trained="head", rate=1e-3),
     # frozen too much
     Case("frozen-parity-b", "frozen-too-much", "digits", 750, 250, 60, 128, hidden=(64, 12), trained="head", pretrained="digits", rate=3e-3),
     Case("frozen-biases-b", "frozen-too-much", "mnist", 1500, 400, 40, 129, hidden=(20, 16), trained="biases", rate=4e-3, log_more=True),
@@ -177,8 +177,8 @@ SCORING = (
     Case("step-digits-b", "schedule-drop", "digits", 800, 250, 60, 135, hidden=(64,), optimizer="sgd", rate=0.5, momentum=0.9, schedule="step", weight_decay=1e-3),
     Case("saddle-mnist-b", "schedule-drop", "mnist", 1500, 400, 40, 136, hidden=(32, 32), activation="sigmoid", optimizer="sgd", rate=0.1, momentum=0.9, log_more=True),
     # large and stable gap
-    Case("gap-digits-b", "gap", "digits", 100, 300, 80, 137, hidden=(128,), weight_decay=0.3, dropout=0.2),
-    Case("gap-mnist-b", "gap", "mnist", 150, 500, 60, 138, hidden=(96,), schedule="cosine", log_more=True),
+    Case("gap-digits-b", "gap", "digits", 100, 300, 80, 137, hidden=(128,), weight_decay=0.3, dropout=0.2, rate=5e-3),
+    Case("gap-mnist-b", "gap", "mnist", 150, 500, 60, 138, hidden=(96,), schedule="cosine", rate=4e-3, log_more=True),
     # too few points
     Case("points-mnist-b", "too-few-points", "mnist", 1500, 300, 3, 139, hidden=(64,), rate=1e-3),
     Case("points-wine-b", "too-few-points", "wine", 60, 38, 2, 140, hidden=(32,), rate=5e-3, batch=8),

@@ -190,6 +190,8 @@ def _late(figures: Figures, first: str, held: set[str]) -> dict[str, Any]:
     elif first == "over-confident":
         if wide or fall(figures) == "slight":
             acceptable.add("overfit")
+        if wide and figures["loss_rise"] < 0.5 * figures["chance"] * figures["gap_loss"]:
+            right.add("generalisation-gap")
         if figures["loss_rise"] >= 0.25 * figures["loss_best"]:
             harmful.add("healthy")
     z = figures["gap_z"] if first == "generalisation-gap" and figures["classes"] else figures["loss_rise_z"]
