@@ -140,6 +140,12 @@ def test_the_truth_of_a_run_follows_from_its_figures(name: str) -> None:
     assert sorted(verdict for grade in GRADES for verdict in noted["truth"][grade]) == sorted(ALL)
     assert noted["truth"]["right"]
     assert Setting(**noted["setting"]).n_val == noted["made"]["n_val"]
+    case = next(case for case in TUNING if case.name == name)
+    assert noted["built_for"] == case.cause
+    assert noted["made"] == json.loads(
+        json.dumps({key: value for key, value in vars(case).items() if key not in ("name", "cause")})
+    )
+    assert set(noted["measured"]["reruns"]) == set(reruns(case))
     kept = rows(name)
     assert set(kept[0]) <= set(COLUMNS)
     assert [row["epoch"] for row in kept] == list(range(1, noted["made"]["epochs"] + 1))
@@ -175,8 +181,10 @@ def test_a_rise_is_overfit_only_if_the_accuracy_falls() -> None:
     assert "healthy" in fallen["confidently_wrong"]
     unseen = judge(figures(**risen, fall=0.03, fall_z=3.0))  # 1.5 errors in the validation set
     assert unseen["right"] == ["overfit", "over-confident"]
-    only = judge(figures(fall=0.03, fall_z=6.0))
-    assert only["right"] == ["overfit", "healthy"]
+    assert judge(figures(fall=0.02, fall_z=6.0))["right"] == ["overfit", "healthy"]
+    far = judge(figures(fall=0.05, fall_z=6.0))
+    assert far["right"] == ["overfit"]
+    assert "healthy" in far["confidently_wrong"]
     regression = figures(classes=0, **risen)
     assert judge(regression)["right"] == ["overfit"]
 
@@ -197,6 +205,8 @@ def test_a_rise_that_the_validation_set_cannot_show_may_be_missed() -> None:
 def test_a_rerun_must_gain_and_fit_better() -> None:
     helps = {"gain": 0.1, "gain_z": 9.0, "signal_gain": 0.2}
     assert judge(figures(wider=helps))["right"] == ["underfit/capacity"]
+    assert "healthy" in judge(figures(wider=helps))["confidently_wrong"]
+    assert "healthy" in judge(figures(wider={**helps, "gain": 0.03}))["wrong"]
     assert judge(figures(wider={**helps, "signal_gain": 0.0}))["right"] == ["healthy"]
     assert judge(figures(wider={**helps, "gain_z": 1.0}))["right"] == ["healthy"]
     lucky = judge(figures(wider=helps, again={"gain": 0.095}))

@@ -18,6 +18,7 @@ CHANGES = {
     OPTIMISATION: ("faster", "slower", "again"),
 }
 FEW_EPOCHS, FEW_EXAMPLES = 3, 30
+MUCH = {True: 0.05, False: 0.1}  # what is missed with an underfit taken for healthy: classes or not
 
 
 def _worse_than_none(value: float | None) -> float:
@@ -73,6 +74,8 @@ def rise(figures: Figures) -> str:
 
 def fall(figures: Figures) -> str:
     """Whether the metric on the large set ends below its best."""
+    if figures["classes"] and figures["fall"] >= 0.03 and figures["fall_z"] >= 3:
+        return "far"
     if figures["fall"] >= 0.01 and figures["fall_z"] >= 2:
         return "clear"
     return "slight" if figures["fall"] >= 0.005 and figures["fall_z"] >= 1 else "none"
@@ -113,14 +116,14 @@ def holding(figures: Figures) -> dict[str, str]:
         lesser = strength == "clear" and (gain < 0.7 * most or enough)
         found[cause] = "lesser" if lesser else strength
     risen, fallen = rise(figures), fall(figures)
-    if not figures["classes"] or fallen == "clear":
+    if not figures["classes"]:
         found["overfit"] = risen
-        found["over-confident"] = "none"
+    elif fallen == "far":
+        found["overfit"] = "clear"
+    elif fallen == "clear":
+        found["overfit"] = "slight" if risen == "none" else risen
     else:
         found["over-confident"] = risen
-        found["overfit"] = "none"
-    if figures["classes"] and fallen == "clear" and risen == "none":
-        found["overfit"] = "slight"
     found["generalisation-gap"] = gap(figures)
     return {verdict: strength for verdict, strength in found.items() if strength != "none"}
 
@@ -147,13 +150,19 @@ def judge(figures: Figures) -> dict[str, Any]:
         right = {verdict for verdict in clear if verdict in UNDERFIT}
         if OPTIMISATION in right and "unstable" in slight:
             right.add("unstable")
-        return _graded("underfit", right, {*clear, *slight} - set(LATE) | set(clear), harmful - {*UNDERFIT, "unstable"})
+        harmful -= {*UNDERFIT, "unstable"}
+        if (
+            max(gain for strength, gain in gains(figures).values() if strength == "clear")
+            < MUCH[bool(figures["classes"])]
+        ):
+            harmful.discard("healthy")
+        return _graded("underfit", right, {*clear, *slight} - set(LATE) | set(clear), harmful)
     return _late(figures, first, set(clear) | set(slight))
 
 
 def _harmful(figures: Figures) -> set[str]:
     """What sends a reader the wrong way unless it is graded better: not the two names of a rise, where there is one."""
-    late = rise(figures) != "none" or fall(figures) == "clear"
+    late = rise(figures) != "none" or fall(figures) in ("clear", "far")
     return set(ALL) - {"overfit", "over-confident"} if late else set(ALL)
 
 
@@ -194,7 +203,9 @@ def _late(figures: Figures, first: str, held: set[str]) -> dict[str, Any]:
             right.add("generalisation-gap")
         if figures["loss_rise"] >= 0.25 * figures["loss_best"]:
             harmful.add("healthy")
-    z = figures["gap_z"] if first == "generalisation-gap" and figures["classes"] else figures["loss_rise_z"]
+    z = figures["loss_rise_z"]
+    if figures["classes"]:
+        z = {"generalisation-gap": figures["gap_z"], "overfit": max(z, figures["fall_z"])}.get(first, z)
     if first != "generalisation-gap" or figures["classes"]:
         if visible(figures, z) < 2:
             right.add("cannot-say")
