@@ -87,7 +87,9 @@ TUNING = (
     # validation set of 20
     Case("twenty-digits", "validation-of-20", "digits", 800, 20, 40, 17, hidden=(64,), rate=2e-3),
     Case("twenty-cancer", "validation-of-20", "cancer", 200, 20, 40, 18, hidden=(32,), dropout=0.2),
+    Case("twenty-few", "validation-of-20", "mnist", 150, 20, 80, 46, hidden=(96,), rate=3e-3, log_more=True),
     # over-confident
+    Case("sure-digits", "over-confident", "digits", 500, 400, 150, 47, hidden=(64, 64), rate=1e-2, batch=32),
     Case("sure-cancer", "over-confident", "cancer", 150, 130, 200, 19, hidden=(64, 64), rate=2e-3),
     Case("sure-mnist", "over-confident", "mnist", 1000, 500, 60, 20, hidden=(128,), rate=4e-3),
     # healthy

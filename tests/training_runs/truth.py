@@ -66,7 +66,7 @@ def rise(figures: Figures) -> str:
     """Whether the loss on the large set ends above its lowest."""
     up, z = figures["loss_rise"], figures["loss_rise_z"]
     share, part = up / max(figures["loss_best"], 1e-12), up / figures["chance"]
-    if z >= 3 and share >= 0.1 and part >= 0.01:
+    if z >= 2.5 and share >= 0.1 and part >= 0.01:
         return "clear"
     small, unsettled = z >= 2 and share >= 0.03 and part >= 0.003, z >= 1 and share >= 0.1 and part >= 0.01
     return "slight" if small or unsettled else "none"
