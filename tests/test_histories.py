@@ -131,7 +131,7 @@ def test_several_at_once() -> None:
     assert {"hf", "keras.csv", "keras_events", "lightning_csv/version_0/metrics.csv", "torch_events"} <= found.keys()
     assert all(curves_of(history).train_loss is not None for history in found.values())
     assert not any(name.startswith("hf/") for name in found)
-    with pytest.raises(UnknownFormatError, match="histories: .*hf"):
+    with pytest.raises(UnknownFormatError, match=r"histories: .*hf"):
         tk.read_history(DATA)
     assert list(tk.read_histories(DATA / "keras.csv")) == ["keras.csv"]
 
@@ -343,6 +343,8 @@ def test_given_names_win_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     assert read.train_loss.name == "my/loss" and read.val_loss.name == "val_loss" and "loss" in read.others
     assert read.val_metric.mode == "max" and not read.notes
     assert "goodness" in curves(records, names={"val_metric": "goodness"}).notes[-1]
+    text = curves([{"epoch": 0, "loss": 1.0, "note": "x"}], names={"rate": "note"})
+    assert text.rate is None and text.notes == ("'note', given for rate, has no numbers",)
     with pytest.raises(SelectorError, match="my/loss"):
         curves(records, names={"train_loss": "my/los"})
     with pytest.raises(SelectorError, match="train_loss"):
@@ -495,7 +497,7 @@ def test_empty_cells_text_and_odd_rows(tmp_path: Path) -> None:
 def test_columns_without_a_name_or_with_one_twice(tmp_path: Path) -> None:
     history = tk.read_history(written(tmp_path, ",epoch,loss,loss\n0,0,1,2\n1,1,3,4\n"))
     assert list(history.columns()) == ["column 1", "epoch", "loss", "loss.1"] and "'loss.1'" in history.notes[0]
-    assert list(tk.read_history(written(tmp_path, "# epoch, loss\n0, 1\n")))[0] == {"epoch": 0, "loss": 1}
+    assert list(tk.read_history(written(tmp_path, "# epoch, loss\n0, 1\n"))) == [{"epoch": 0, "loss": 1}]
 
 
 @pytest.mark.parametrize("torn", ["2", "2,0.3", "2,0.3,", '2,0.3,"0.1', "2,0.25,0."])
@@ -588,7 +590,7 @@ def test_what_nobody_knows_says_what_was_looked_for(tmp_path: Path) -> None:
         "binary": "\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0",
     }
     for name, text in others.items():
-        with pytest.raises(UnknownFormatError, match="looked for: .*trainer_state.json.*TensorBoard.*JSON lines.*CSV"):
+        with pytest.raises(UnknownFormatError, match=r"looked for: .*trainer_state.json.*TensorBoard.*JSON lines.*CSV"):
             tk.read_history(written(tmp_path, text, name))
     torch.save({"loss": 1}, tmp_path / "model.pth")
     with pytest.raises(UnknownFormatError):
@@ -599,6 +601,7 @@ def test_what_nobody_knows_says_what_was_looked_for(tmp_path: Path) -> None:
         tk.read_history(tmp_path / "missing.csv")
     written(tmp_path, "epoch,val_loss\n0,1\n", "b.csv")
     written(tmp_path, "id,label\n0,1\n", "labels.csv")  # could be anything, and is not taken for a history
+    (tmp_path / "loop").symlink_to(tmp_path)
     assert tk.read_history(tmp_path).metric("val_loss") == [1]
     with pytest.raises(UnknownFormatError):
         tk.read_history(tmp_path / "b.csv", formats=["jsonl"])
@@ -688,9 +691,9 @@ def test_event_files_of_all_steps_and_many_tags(tmp_path: Path) -> None:
     (tmp_path / "events").write_bytes(data)
     history = tk.read_history(tmp_path / "events")
     assert history.metric("step") == steps and history.metric("lr") == [step % 1000 for step in steps]
-    tags = VERSION + b"".join(scalar(f"loss/{tag:04}", tag, 1) for tag in range(2000))
+    tags = VERSION + b"".join(scalar(f"loss/{tag:04}", tag, 1) for tag in range(700))
     (tmp_path / "events").write_bytes(tags)
-    assert tk.read_history(tmp_path / "events")[0] == {"step": 1} | {f"loss/{tag:04}": tag for tag in range(2000)}
+    assert tk.read_history(tmp_path / "events")[0] == {"step": 1} | {f"loss/{tag:04}": tag for tag in range(700)}
 
 
 def test_event_files_that_are_damaged(tmp_path: Path) -> None:
@@ -748,11 +751,39 @@ def test_rows_are_a_sequence_of_dicts() -> None:
 
 def test_a_million_points(tmp_path: Path) -> None:
     path = tmp_path / "big.csv"
-    with path.open("w") as file:
-        file.write("epoch,train_loss,val_loss\n")
-        file.writelines(f"{n},0.{n},{'' if n % 2 else 0.123456789}\n" for n in range(666_667))
+    path.write_text("epoch,train_loss,val_loss\n" + ",0.12345678,1.23456789\n".join(map(str, range(500_000))))
+    with path.open("a") as file:
+        file.write(",,0.5\n500000,0.5,\n")  # columns with a gap
     before = time.process_time()
     read = curves_of(tk.read_history(path))
     seconds = time.process_time() - before
-    assert len(read.train_loss) + len(read.val_loss) > 1_000_000
+    assert len(read.train_loss) == len(read.val_loss) == 500_000 and read.notes == ()
     assert seconds < 5, f"{seconds:.1f} s"
+
+
+# -- tables as other tools write them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("epoch,train_loss,valid_loss,accuracy,time\n0,1.5,1.2,0.4,00:05\n1,1.1,1.0,0.6,00:05\n",  # fastai
+         {"train_loss": "train_loss", "val_loss": "valid_loss", "val_metric": "accuracy"}),
+        ("epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n0,2.1,1.9,41.5,80.1,0.1\n1,1.9,1.7,51.5,85.1,0.1\n",  # timm
+         {"train_loss": "train_loss", "val_loss": "eval_loss", "val_metric": "eval_top1", "rate": "lr"}),
+        ("   epoch,  train/box_loss,  metrics/mAP50(B),  val/box_loss,  lr/pg0\n  0,  1.1,  0.2,  1.4,  0.01\n",  # YOLO
+         {"train_loss": "train/box_loss", "val_loss": "val/box_loss", "val_metric": "metrics/mAP50(B)", "rate": "lr/pg0"}),
+        ('[{"batches": [{"train_loss": 1}], "epoch": 1, "train_loss": 0.7, "train_loss_best": true, "valid_acc": 0.5,'
+         ' "valid_acc_best": true, "valid_loss": 0.6, "dur": 0.1}]',  # skorch
+         {"train_loss": "train_loss", "val_loss": "valid_loss", "val_metric": "valid_acc"}),
+        ('{"iteration": 19, "total_loss": 2.5, "loss_cls": 1.0, "lr": 0.1}\n{"iteration": 39, "total_loss": 2.0,'
+         ' "loss_cls": 0.9, "lr": 0.1, "bbox/AP": 20.5}\n',  # detectron2
+         {"train_loss": "total_loss", "rate": "lr", "val_metric": None}),
+    ],
+    ids=["fastai", "timm", "YOLO", "skorch", "detectron2"],
+)  # fmt: skip
+def test_what_other_tools_write(tmp_path: Path, text: str, roles: dict[str, str | None]) -> None:
+    read = curves_of(tk.read_history(written(tmp_path, text)))
+    found = {role: getattr(read, role) for role in roles}
+    assert {role: one and one.name for role, one in found.items()} == roles
+    assert read.val_metric is None or read.val_metric.y.max() <= 1
