@@ -312,6 +312,10 @@ def test_test_sets_count_only_where_there_is_no_validation_set() -> None:
     assert read.val_loss.name == "test_loss" and read.val_metric.name == "test_acc" and "validation" in read.notes[0]
     read = curves([{"epoch": 0, "train_loss": 1.0, "val_loss": 1.5, "test_loss": 2.0}])
     assert read.val_loss.name == "val_loss" and set(read.others) == {"test_loss"} and read.notes == ()
+    read = curves(
+        [{"epoch": 0, "train_total_loss": 1.0, "val_total_loss": 1.5, "test_loss": 2.0, "acc": 0.1, "val_f1": 0.2}]
+    )
+    assert read.val_loss.name == "val_total_loss" and read.val_metric.name == "val_f1" and read.train_metric is None
 
 
 def test_the_summary_of_a_training_is_not_its_loss() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import SelectorError
 from .metrics import mode_of
@@ -191,16 +190,28 @@ def _metric_rank(base: tuple[str, ...]) -> int | None:
     return 4
 
 
-def _ranked(read: list[Name], rank: Any) -> list[Name]:
-    """The names that have a rank, those of one base together, the best base first; with validation before without."""
+def _ranked(read: list[Name], rank: Callable[[tuple[str, ...]], int | None]) -> list[Name]:
+    """The names that have a rank, those of one base together, the best base first.
+
+    Of losses the rank counts before on which sets there is one; a metric counts where it is on the validation set.
+    """
     ranks = {one.base: rank(one.base) for one in read}
     measured = {one.base for one in read if one.held in {"val", "test"}}
     trained = {one.base for one in read if one.held in {"train", ""}}
+    unlikely = {one.base for one in read if one.held == "test"} - {one.base for one in read if one.held != "test"}
+    if rank is _metric_rank:
+        unlikely |= ranks.keys() - measured
     order = {base: place for place, base in reversed(list(enumerate(one.base for one in read)))}
     chosen = [one for one in read if ranks[one.base] is not None]
     return sorted(
         chosen,
-        key=lambda one: (ranks[one.base], one.base not in measured, one.base not in trained, order[one.base]),
+        key=lambda one: (
+            one.base in unlikely,
+            ranks[one.base],
+            one.base not in measured,
+            one.base not in trained,
+            order[one.base],
+        ),
     )
 
 
