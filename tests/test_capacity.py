@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from models import TinyNet
 from torch import nn
 
+from models import TinyNet
 from torchkeep.sizing import can_overfit, capacity
 
 

@@ -238,7 +238,7 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         "document.querySelectorAll('li').length, document.fonts.size].join(' ')</script></body>",
     )
     (tmp_path / "probe.html").write_text(probe)
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync".split()
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
     done = subprocess.run(
         [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,1400", "--dump-dom",
          (tmp_path / "probe.html").as_uri()],

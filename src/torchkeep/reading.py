@@ -190,7 +190,8 @@ def _below(place: Path, parts: list[HistoryFormat], name: str = "", depth: int =
     elif place.is_dir() and depth < _DEPTH:
         with contextlib.suppress(PermissionError):
             for child in sorted(place.iterdir()):
-                if not child.name.startswith(".") and (child.is_dir() or child.is_file()):
+                above = child.is_symlink() and child.resolve() in {place.resolve(), *place.resolve().parents}
+                if not child.name.startswith(".") and not above and (child.is_dir() or child.is_file()):
                     yield from _below(child, parts, f"{name}/{child.name}".lstrip("/"), depth + 1)
 
 

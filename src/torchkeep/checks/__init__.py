@@ -12,6 +12,7 @@ CHECKS = {
     "overfitting": "checks.overfitting:Overfitting",
     "over-confident": "checks.over_confident:OverConfident",
     "gap": "checks.gap:Gap",
+    "poor-fit": "checks.poor_fit:PoorFit",
     "noisy-validation": "checks.noisy_validation:NoisyValidation",
     "small-validation": "checks.small_validation:SmallValidation",
     "validation-below-training": "checks.validation_below_training:ValidationBelowTraining",

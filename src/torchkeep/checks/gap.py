@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..core.curves import Curves, Series, Setting
+from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
 from ..core.trend import level
-from ._measures import chance, steepness, tail
+from ._measures import gap_of
 from ._sign import sign
 
-_LARGE = 0.1
+_METRIC, _LOSS = 0.1, 0.2
 
 
 class Gap:
-    """The validation loss is above the training loss by {gap:.0%} of what there is to learn ({train:.3g} and
-    {val:.3g}), and the gap {trend}."""
+    """The model is better on what it was trained on, {how}; the gap {trend}."""
 
     code = "gap"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """(validation - training) / loss of chance at the end, and whether it grows over the last third."""
-        known = chance(setting)
-        if known is None or curves.train_loss is None or curves.val_loss is None:
+        """By 0.1 of a share of 1, or, where the metrics do not tell, by a fifth of the loss of chance."""
+        gap = gap_of(curves, setting)
+        if gap is None or (gap.loss < _LOSS if gap.metric is None else gap.metric < _METRIC):
             return None
-        train, val = curves.train_loss.finite, curves.val_loss.finite
-        if len(train) < 4 or len(val) < 4:
-            return None
-        gap = (level(val.y) - level(train.y)) / known
-        if gap < _LARGE:
-            return None
-        between = Series("gap", val.x, val.y - np.interp(val.x, train.x, train.y))
-        rate, errors, _ = steepness(tail(between))
-        grows = errors > 3 and rate > 0.005
-        trend = "grows" if grows else "is stable"
-        return sign(self, "warning", gap=gap, train=level(train.y), val=level(val.y), trend=trend, grows=grows)
+        trend = "grows" if gap.grows else "is stable"
+        if gap.metric is None:
+            how = f"by {gap.loss:.0%} of what there is to learn"
+            return sign(self, "warning", how=how, trend=trend, loss_gap=gap.loss, grows=gap.grows)
+        name = curves.val_metric.name if curves.val_metric is not None else ""
+        end = level(curves.val_metric.finite.y) if curves.val_metric is not None else 0.0
+        how = f"where {name} is about {end + gap.metric:.3g}, and {end:.3g} on what it has not seen"
+        return sign(self, "warning", how=how, trend=trend, metric_gap=gap.metric, loss_gap=gap.loss, grows=gap.grows)

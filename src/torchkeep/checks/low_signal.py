@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ._measures import chance, fitted
+from ._measures import chance, fitted, scale
 from ._sign import sign
 
-_LOW, _NOTHING = 0.6, 0.1
+_LOW, _FALLEN, _NOTHING = 0.6, 0.4, 0.1
 
 
 class LowSignal:
     """Of what there is to learn, {signal:.0%} was fitted: the training loss ends at {loss:.3g}, and {chance:.3g} is
-    what a model has that has learned nothing."""
+    {what}."""
 
     code = "low-signal"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """1 - loss / loss of chance."""
-        known, loss = chance(setting), fitted(curves)
+        """1 - loss / loss of chance is below 0.6; below 0.4 where the first loss has to stand for that of chance."""
+        known, loss = scale(curves, setting), fitted(curves)
         if known is None or loss is None:
             return None
+        told = chance(setting) is not None
         share = 1 - loss / known
-        if share >= _LOW:
+        if share >= (_LOW if told else _FALLEN):
             return None
-        return sign(self, "danger" if share < _NOTHING else "warning", signal=share, loss=loss, chance=known)
+        what = "what a model has that has learned nothing" if told else "what it began at"
+        return sign(self, "danger" if share < _NOTHING else "warning", signal=share, loss=loss, chance=known, what=what)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ._measures import fall_of, rise_of
+from ._measures import mistakes
 from ._sign import sign
-from .overfitting import CHANCE, ERRORS, GL
+from .overfitting import fall_of, learns_nothing, rise_of
+
+_GL, _MISTAKES = 10.0, 8.0
 
 
 class OverConfident:
-    """The validation loss has risen by {gl:.0f} % since {at:g}, and {name} holds: {best:.3g} at best, {end:.3g} now
-    (p = {p:.2g}); the model is surer of its mistakes and makes no more of them."""
+    """The validation loss has risen by {gl:.0f} % since about {at:g}, and {name} holds ({end:.3g}): the model is surer
+    of its mistakes and makes no more of them."""
 
     code = "over-confident"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """A significant generalisation loss without a significant fall of the metric."""
-        if curves.val_loss is None or curves.val_metric is None:
+        """A rise of a tenth, carried by enough mistakes to be no accident, and a metric that has not fallen."""
+        metric, rise = curves.val_metric, rise_of(curves, setting)
+        if metric is None or rise is None or rise.gl < _GL:
             return None
-        rise, fall = rise_of(curves.val_loss), fall_of(curves.val_metric, setting.n_val)
-        if rise is None or fall is None or rise.gl < GL or rise.errors < ERRORS or fall.chance <= CHANCE:
+        carried = mistakes(curves, setting)
+        if carried is not None and carried < _MISTAKES:
             return None
-        name = curves.val_metric.name
-        return sign(
-            self, "warning", since=rise.at, gl=rise.gl, at=rise.at, name=name, best=fall.best, end=fall.end,
-            p=fall.chance, errors=rise.errors,
-        )  # fmt: skip
+        if fall_of(metric, setting) is not None or learns_nothing(metric, setting):
+            return None
+        figures = {"gl": rise.gl, "at": rise.at, "end": float(metric.finite.y[-1]), "errors": rise.errors}
+        figures |= {} if carried is None else {"mistakes": carried}
+        return sign(self, "warning", since=rise.at, name=metric.name, **figures)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ..core.trend import noise
-from ._measures import steepness, tail
+from ._measures import change, tail
 from ._sign import sign
 
-_RATE = 0.003
+_SHARE, _ERRORS = -0.03, -3.0
 
 
 class Plateau:
-    """{name} has stopped falling: {rate:+.2%} a point over the last {points}."""
+    """{name} has come to rest: {change:+.1%} over the last third."""
 
     code = "plateau"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """The last third is level: its slope is small, or no larger than its noise."""
+        """Over the last third it fell by less than 3 %, or by no more than its noise explains."""
         series = curves.train_loss or curves.val_loss
         if series is None or len(series.finite) < 6:
             return None
         last = tail(series.finite)
-        rate, errors, points = steepness(last)
-        spread = noise(last.y) / max(abs(float(last.y.mean())), 1e-12)
-        if rate < -max(_RATE, spread / points) and errors < -3:
+        whole, errors = change(last)
+        if whole < _SHARE and errors < _ERRORS:
             return None
-        return sign(self, "info", since=float(last.x[0]), name=series.name, rate=rate, points=int(points))
+        return sign(self, "info", since=float(last.x[0]), name=series.name, change=whole)

@@ -1,33 +1,31 @@
-"""Does the training loss creep?"""
+"""Has training hardly begun?"""
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ..core.trend import slope
-from ._measures import signal, straightness
+from ._measures import pace, scale, signal
 from ._sign import sign
 
-_STRAIGHT, _SIGNAL = 0.97, 0.5
+_PACE, _SIGNAL, _BEGUN = 0.5, 0.6, 0.01
 
 
 class RateTooLow:
-    """The training loss creeps down in nearly a straight line ({straight:.0%} of its fall is one): the learning rate
-    is too low, or training has hardly begun."""
+    """The training loss falls at the end at {pace:.0%} of its average pace, and {learned:.0%} of what there is to learn
+    was fitted: training has hardly begun, or the learning rate is too low."""
 
     code = "rate-too-low"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """A straight line explains the fall, and little was learned."""
+        """It has not begun to level off, little was learned, and something was."""
         series = curves.train_loss.finite if curves.train_loss is not None else None
-        if series is None or len(series) < 6:
+        known = scale(curves, setting)
+        if series is None or known is None or len(series) < 4:
             return None
-        steep, _ = slope(series.x, series.y)
-        straight = straightness(series)
         learned = signal(curves, setting)
-        fallen = 1 - float(np.mean(series.y[-2:])) / max(float(series.y[0]), 1e-12)
-        if steep >= 0 or straight < _STRAIGHT or (fallen if learned is None else learned) > _SIGNAL:
+        fallen = (float(series.y[0]) - float(series.y[-1])) / known
+        share = fallen if learned is None else learned
+        ends = pace(series)
+        if ends < _PACE or share > _SIGNAL or fallen < _BEGUN:
             return None
-        return sign(self, "warning", straight=straight, fallen=fallen)
+        return sign(self, "warning", pace=ends, learned=max(share, 0.0))

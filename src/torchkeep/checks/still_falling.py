@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from ..core.curves import Curves, Setting
+from ..core.curves import Curves, Series, Setting
 from ..core.diagnosis import Sign
-from ..core.trend import level, power_law
-from ._measures import steepness, straightness, tail
+from ..core.trend import level
+from ._measures import change, scale, tail
 from ._sign import sign
 
-_ERRORS, _GAIN, _STRAIGHT = -3.0, 0.1, 0.9
+ERRORS = -2.0
+_METRIC, _LOSS = 0.025, 0.04
 
 
 class StillFalling:
-    """{name} was still falling when training ended: by {rate:.1%} a point over the last {points}. Half as long again
-    would bring it from {now:.3g} to about {then:.3g}."""
+    """{name} was still falling when training ended, by {fall:.0%} over the last third; going on as long again promises
+    about {gain:.3g} {of}."""
 
     code = "still-falling"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """The slope of the last third, with its error; what going on is worth by a power law, or by a straight line
-        where that fits better."""
-        series = curves.train_loss or curves.val_loss
-        if series is None or len(series.finite) < 5:
+        """The loss goes on falling by as large a share in each of two more such stretches, and mistakes fall with it:
+        what that comes to is above 0.025 of a share of 1, or above 0.04 of the loss of chance where there is none."""
+        series = curves.val_loss or curves.train_loss
+        known = scale(curves, setting)
+        if series is None or known is None or len(series.finite) < 5:
             return None
         series = series.finite
         last = tail(series)
-        rate, errors, points = steepness(last)
-        now, further = level(series.y), len(series) / 2
-        if errors > _ERRORS or now <= 0:
+        whole, errors = change(last)
+        if errors > ERRORS or whole >= 0:
             return None
-        law = power_law(series.x, series.y)
-        per_point = rate * float(last.y.mean())
-        straight = now + per_point * further if straightness(last) > _STRAIGHT else now
-        then = max(0.0, min(straight, now if law is None else law.at(len(series) + further)[0]))
-        if now - then < _GAIN * now:
+        part = 1 - max(0.0, 1 + whole) ** 2
+        wrong = _mistaken(curves.val_metric)
+        gain = part * (level(series.y) / known if wrong is None else wrong)
+        if gain < (_LOSS if wrong is None else _METRIC):
             return None
+        of = "of the loss of chance" if wrong is None else f"of {curves.val_metric.name if curves.val_metric else ''}"
         since = float(last.x[0])
-        return sign(
-            self, "info", since=since, name=series.name, rate=-rate, points=int(points), now=now, then=then,
-            errors=errors,
-        )  # fmt: skip
+        return sign(self, "info", since=since, name=series.name, fall=-whole, gain=gain, of=of, errors=errors)
+
+
+def _mistaken(metric: Series | None) -> float | None:
+    """The share of mistakes at the end, where the metric is a share of what is right."""
+    if metric is None or metric.mode == "min" or not len(metric.finite):
+        return None
+    end = level(metric.finite.y)
+    return 1 - end if 0 <= end <= 1 else None

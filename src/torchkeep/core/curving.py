@@ -51,6 +51,7 @@ def curves_of(
     named = check_names(names or {}, columns) if names else check_names(history.names, columns)
     numbers, notes = _numbers(columns)
     choice = choose({name: len(column.values) for name, column in numbers.items()}, names=named, metric=metric)
+    notes += [f"{name!r}, given for {role}, has no numbers" for role, name in named.items() if name not in numbers]
     notes += choice.notes
     roles = {role: name for role, name in choice.roles.items() if name in numbers}
     axes = {role: roles[role] for role in ("epoch", "step") if role in roles}

@@ -15,6 +15,7 @@ from .rows import Column, Rows, rows_of
 from .table import Table
 
 RESUMED = "$resumed"
+_MARK = b'"$resumed"'
 _CHECKED = 16  # length of the checksum at the end of a line
 
 
@@ -109,7 +110,8 @@ def _record(line: bytes) -> Any:
     body, checksum = line[:-_CHECKED], line[-_CHECKED:]
     if _checksum(body) != checksum:
         raise ValueError("it changed after it was written")
-    return tagged.decode(msgspec.json.decode(body + b"}"))
+    value = msgspec.json.decode(body + b"}")
+    return tagged.decode(value) if b'"$' in body else value  # nothing in it is tagged
 
 
 def whole_lines(data: bytes) -> int:
@@ -122,25 +124,28 @@ def decode_history(data: bytes) -> History:
 
     Records form a tree: after a mark the next record follows the one that stood at the offset which the mark names.
     """
-    end: _Node = None
-    at_offset: dict[int, _Node] = {0: None}
-    offset = 0
+    kept: list[dict[str, Any]] = []
+    before: list[int] = []  # place in `kept` of the record that each one follows, -1 for none
+    marked = _MARK in data
+    at_offset, end, offset = {0: -1}, -1, 0
     damaged = []
     for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], start=1):
         offset += len(line) + 1
         try:
             record = _record(line)
             mark = record.get(RESUMED)
-            end = (end, record) if mark is None else at_offset[mark["nbytes"]]
+            if mark is None:
+                kept.append(record)
+                before.append(end)
+                end = len(kept) - 1
+            else:
+                end = at_offset[mark["nbytes"]]
         except (TorchkeepError, ValueError, AttributeError, KeyError, TypeError):
             damaged.append(number)
-        at_offset[offset] = end
-    records = []
-    while end is not None:
-        end, record = end
-        records.append(record)
-    return History(tuple(reversed(records)), tuple(damaged))
-
-
-_Node = Any
-"""A record and the one before it, (node, record); None before the first."""
+        if marked:
+            at_offset[offset] = end
+    places = []
+    while end >= 0:
+        places.append(end)
+        end = before[end]
+    return History(tuple(kept[place] for place in reversed(places)), tuple(damaged))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import SelectorError
 from .metrics import mode_of
@@ -191,16 +190,28 @@ def _metric_rank(base: tuple[str, ...]) -> int | None:
     return 4
 
 
-def _ranked(read: list[Name], rank: Any) -> list[Name]:
-    """The names that have a rank, those of one base together, the best base first; with validation before without."""
+def _ranked(read: list[Name], rank: Callable[[tuple[str, ...]], int | None]) -> list[Name]:
+    """The names that have a rank, those of one base together, the best base first.
+
+    Of losses the rank counts before on which sets there is one; a metric counts where it is on the validation set.
+    """
     ranks = {one.base: rank(one.base) for one in read}
     measured = {one.base for one in read if one.held in {"val", "test"}}
     trained = {one.base for one in read if one.held in {"train", ""}}
+    unlikely = {one.base for one in read if one.held == "test"} - {one.base for one in read if one.held != "test"}
+    if rank is _metric_rank:
+        unlikely |= ranks.keys() - measured
     order = {base: place for place, base in reversed(list(enumerate(one.base for one in read)))}
     chosen = [one for one in read if ranks[one.base] is not None]
     return sorted(
         chosen,
-        key=lambda one: (ranks[one.base], one.base not in measured, one.base not in trained, order[one.base]),
+        key=lambda one: (
+            one.base in unlikely,
+            ranks[one.base],
+            one.base not in measured,
+            one.base not in trained,
+            order[one.base],
+        ),
     )
 
 
@@ -223,36 +234,40 @@ def _fill(
     if not ranked:
         return []
     train, val = f"train_{what}", f"val_{what}"
-    given = [roles[role] for role in (train, val) if role in roles]
-    base = read_name(given[0]).base if given else ranked[0].base
-    group = [one for one in ranked if one.base == base]
+    given = [read_name(roles[role]).base for role in (train, val) if role in roles]
     notes: list[str] = []
-    by_set = {
-        held: _longest([one for one in group if one.held == held], counts, notes)
-        for held in ("train", "", "val", "test")
-    }
-    on_val, on_train, bare = by_set["val"], by_set["train"], by_set[""]
-    if on_val is None and by_set["test"] is not None and val not in roles:
-        on_val = by_set["test"]
+    for base in [*given, *([] if given and what == "metric" else [ranked[0].base])]:
+        found = _pair([one for one in ranked if one.base == base], counts, notes, train_said=train_said)
+        for role, name in zip((train, val), found, strict=True):
+            if name is not None and role not in roles and name not in roles.values():
+                roles[role] = name
+    if not given and what == "loss" and _loss_rank(ranked[0].base) != 0:
+        others = dict.fromkeys(" ".join(one.base) for one in ranked if one.base != ranked[0].base)
+        shown = ", ".join(repr(roles[role]) for role in (train, val) if role in roles)
+        besides = f"; there are also {shorten(others, 4)}" if others else ""
+        notes.append(f"{shown} is taken for the loss{besides}; names= says otherwise")
+    return notes
+
+
+def _pair(
+    group: list[Name], counts: Mapping[str, int], notes: list[str], *, train_said: bool | None
+) -> tuple[str | None, str | None]:
+    """Of names for one thing, that on the training set and that on the validation set."""
+    on_train, bare, on_val, on_test = (
+        _longest([one for one in group if one.held == held], counts, notes) for held in ("train", "", "val", "test")
+    )
+    if on_val is None and on_test is not None:
+        on_val = on_test
         notes.append(f"{on_val!r} is taken for validation: there is none of another name")
     if bare is not None and on_train is not None and on_val is None and counts[bare] * 2 >= counts[on_train]:
-        on_val = bare
         notes.append(f"{bare!r} is taken for validation, because {on_train!r} says it is of training")
-    elif bare is not None and on_train is None and on_val is None and train_said:
-        on_val = bare
+        return on_train, bare
+    if bare is not None and on_train is None and on_val is None and train_said:
         notes.append(f"{bare!r} is taken for validation, because the losses say which is which and it does not")
-    elif bare is not None and (on_train is None or counts[on_train] * 2 < counts[bare]):
+        return None, bare
+    if bare is not None and (on_train is None or counts[on_train] * 2 < counts[bare]):
         on_train = bare
-    for role, name in ((train, on_train), (val, on_val)):
-        if name is not None and role not in roles and name not in roles.values():
-            roles[role] = name
-    if not given:
-        others = dict.fromkeys(" ".join(one.base) for one in ranked if one.base != base)
-        if what == "loss" and _loss_rank(base) != 0:
-            shown = ", ".join(repr(name) for name in (on_train, on_val) if name is not None)
-            besides = f"; there are also {shorten(others, 4)}" if others else ""
-            notes.append(f"{shown} is taken for the loss{besides}; names= says otherwise")
-    return notes
+    return on_train, on_val
 
 
 def _longest(found: list[Name], counts: Mapping[str, int], notes: list[str]) -> str | None:

@@ -23,6 +23,12 @@ def noise(y: Floats) -> float:
     return float(1.4826 * np.median(np.abs(np.diff(y, 2))) / math.sqrt(6))
 
 
+def smoothed(y: Floats) -> Floats:
+    """Means over windows of a tenth of the points, three at least; the last one is where the curve ends."""
+    width = min(len(y), max(3, len(y) // 10))
+    return np.convolve(y, np.ones(width) / width, "valid")
+
+
 def level(y: Floats, points: int = 3) -> float:
     """Where a curve ends: the median of its last points."""
     return float(np.median(y[-points:]))
@@ -63,11 +69,11 @@ class PowerLaw:
         return self.a + self.b * t**-self.c, min(values) - 2 * self.sd, max(values) + 2 * self.sd
 
 
-def power_law(x: Floats, y: Floats) -> PowerLaw | None:
+def power_law(x: Floats, y: Floats, floor: float = -math.inf) -> PowerLaw | None:
     """The power law through a falling curve; None where there are fewer than five points or it does not fall.
 
-    For each exponent of a grid a and b follow by least squares; those whose sum of squares is not significantly above
-    the least (F test at about 2 %, one parameter) are kept.
+    For each exponent of a grid a and b follow by least squares, a not below the floor: a loss cannot fall below 0. Those
+    whose sum of squares is not significantly above the least (F test at about 2 %, one parameter) are kept.
     """
     if len(x) < _FEW + 1:
         return None
@@ -77,6 +83,8 @@ def power_law(x: Floats, y: Floats) -> PowerLaw | None:
         basis = t**-c
         b, _ = slope(basis, y)
         a = float(y.mean() - b * basis.mean())
+        if a < floor:
+            a, b = floor, float(basis @ (y - floor)) / float(basis @ basis)
         left = y - a - b * basis
         found.append((float(left @ left), a, b, float(c)))
     least, a, b, c = min(found)

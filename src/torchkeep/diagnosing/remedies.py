@@ -131,7 +131,7 @@ _BY_VERDICT: Mapping[str, Callable[[Verdict, Found, Curves, Setting], list[Remed
 
 def _longer(found: Found, curves: Curves) -> Remedy:
     series = (curves.train_loss or curves.val_loss).finite  # type: ignore[union-attr]
-    law = power_law(series.x, series.y)
+    law = power_law(series.x, series.y, floor=0.0)
     if law is None:
         reason = "the loss is still falling"
     else:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
 
-_NOTHING = 0.1  # of what there is to learn: with less than this nothing was learned
-_SMALL = 50  # examples in a validation set: the loss of fewer may rise by one of them
-_STEEP = 40.0  # generalisation loss in percent that says something even on a small validation set
+_NOTHING = 0.05  # of what there is to learn: with less than this nothing was learned
+_CLEAR = 0.3  # a gap in losses of chance that makes a rise weightier than a poor fit
+_MOSTLY_FROZEN, _STRONG_DROPOUT = 0.5, 0.6
+_FEW, _SMALL = 30, 60  # examples in a validation set
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,48 +34,72 @@ def verdict_of(signs: Sequence[Sign], curves: Curves, setting: Setting) -> Verdi
     """Decide; the first question that the signs answer is the verdict."""
     found = {one.code: one for one in signs}
     if "not-a-number" in found or "diverged" in found:
-        return Verdict("unstable", why=_among(found, "not-a-number", "diverged"), sure=0.97)
-    if "too-few-points" in found:
-        return Verdict("cannot-say", why=("too-few-points",))
-    if curves.train_loss is None and curves.val_loss is None:
-        return Verdict("cannot-say")
-    if "low-signal" in found:
-        return _underfit(found)
+        return Verdict("unstable", why=_among(found, "not-a-number", "diverged"), sure=0.95)
+    if "too-few-points" in found or (curves.train_loss is None and curves.val_loss is None):
+        return Verdict("cannot-say", why=_among(found, "too-few-points"))
     if "rate-too-high" in found:
-        return Verdict("unstable", why=("rate-too-high",), sure=0.7)
+        return Verdict(
+            "unstable", why=("rate-too-high",), sure=_beyond(found["rate-too-high"].evidence["climb"], 0.012)
+        )
+    worse = _worse(found, setting)
+    if "low-signal" in found and not (worse is not None and _gap_is_clear(found)):
+        return _underfit(found, setting)
+    if worse is not None:
+        return worse
     if curves.val_loss is None:
         return Verdict("cannot-say")
+    if "gap" in found and not _too_few_mistakes(found, setting):
+        return Verdict("generalisation-gap", why=("gap",), sure=_gap_sure(found["gap"]))
+    if "still-falling" in found:
+        return Verdict("underfit", "too-short", why=("still-falling",), sure=0.65)
+    if "poor-fit" in found:
+        return Verdict("underfit", "capacity", why=("poor-fit",), sure=0.6)
+    few = setting.n_val is not None and setting.n_val <= _FEW
+    return Verdict("healthy", sure=0.6 if few else 0.8)
+
+
+def _worse(found: Mapping[str, Sign], setting: Setting) -> Verdict | None:
+    """Whether it has got worse on what it has not seen."""
     if "overfitting" in found:
-        return _overfit(found["overfitting"], setting)
+        sign = found["overfitting"]
+        few = setting.n_val is not None and setting.n_val <= _SMALL
+        return Verdict("overfit", why=("overfitting",), sure=0.6 if few else _beyond(sign.evidence["gl"], 5.0))
     if "over-confident" in found:
-        return _over_confident(found["over-confident"], setting)
-    if "gap" in found:
-        return Verdict("generalisation-gap", why=("gap",), sure=_beyond(found["gap"].evidence["gap"], 0.1))
-    if "still-falling" in found:
-        return Verdict("underfit", "too-short", why=("still-falling",), sure=0.6)
-    return Verdict("healthy", sure=0.8)
+        sign = found["over-confident"]
+        few = sign.evidence.get("mistakes", 20.0) < 20
+        return Verdict(
+            "over-confident", why=("over-confident",), sure=0.7 if few else _beyond(sign.evidence["gl"], 10.0)
+        )
+    return None
 
 
-def _underfit(found: Mapping[str, Sign]) -> Verdict:
+def _underfit(found: Mapping[str, Sign], setting: Setting) -> Verdict:
     signal = found["low-signal"].evidence["signal"]
-    sure = _beyond(0.6 - signal, 0.1)
-    if "rate-too-high" in found:
-        return Verdict("underfit", "optimisation", ("low-signal", "rate-too-high"), sure)
-    if "still-falling" in found:
-        return Verdict("underfit", "too-short", ("low-signal", *_among(found, "rate-too-low", "still-falling")), sure)
+    sure = min(0.9, _beyond(1 - signal, 0.4))
+    held = setting.trainable is not None and setting.trainable < _MOSTLY_FROZEN
+    held = held or (setting.dropout is not None and setting.dropout >= _STRONG_DROPOUT)
+    if held:
+        return Verdict("underfit", "capacity", ("low-signal",), sure)
+    if "rate-too-low" in found:
+        return Verdict("underfit", "too-short", ("low-signal", "rate-too-low"), sure)
     if signal < _NOTHING:
         return Verdict("underfit", "optimisation", ("low-signal",), sure)
     return Verdict("underfit", "capacity", ("low-signal", *_among(found, "plateau")), sure)
 
 
-def _overfit(sign: Sign, setting: Setting) -> Verdict:
-    if setting.n_val is not None and setting.n_val < _SMALL and sign.evidence["gl"] < _STEEP:
-        return Verdict("cannot-say", why=("overfitting", "small-validation"))
-    return Verdict("overfit", why=("overfitting",), sure=_beyond(sign.evidence["gl"], 5.0))
+def _gap_is_clear(found: Mapping[str, Sign]) -> bool:
+    return "gap" in found and found["gap"].evidence["loss_gap"] >= _CLEAR
 
 
-def _over_confident(sign: Sign, setting: Setting) -> Verdict:
-    return Verdict("over-confident", why=("over-confident",), sure=_beyond(sign.evidence["gl"], 5.0))
+def _gap_sure(sign: Sign) -> float:
+    metric = sign.evidence.get("metric_gap")
+    return _beyond(sign.evidence["loss_gap"], 0.2) if metric is None else _beyond(metric, 0.1)
+
+
+def _too_few_mistakes(found: Mapping[str, Sign], setting: Setting) -> bool:
+    """Whether a gap of so many examples may well be none."""
+    metric = found["gap"].evidence.get("metric_gap")
+    return metric is not None and setting.n_val is not None and metric * setting.n_val < 4
 
 
 def _among(found: Mapping[str, Sign], *codes: str) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from ..core.rows import Gathering, number_in, packed
 from ..core.table import shorten
 
 _SEPARATORS = ",;\t"
+_BLOCK = 1 << 22  # characters that are read at a time
 _CHUNK = 1 << 15  # rows that are read at a time
 _MISSING = frozenset({"", "na", "n/a", "null", "none", "-", "--"})
 _COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
@@ -53,13 +55,13 @@ class Separated:
         """The rows, a torn last one left out."""
         with path.open("rb") as file:
             encoding = _encoding(file.read(2))
-        with path.open(encoding=encoding, errors="replace", newline="") as text:
+        with path.open(encoding=encoding, errors="replace") as text:
             first = next((line for line in text if line.strip()), "")
-            reading = _Reading(_cells(first, _separator(first)))
+            separator = _separator(first)
+            reading = _Reading(_cells(first, separator))
             for name in reading.names:  # those without a value are columns too
                 reading.gathering.add(name, None, np.zeros(0, dtype=np.int64))
-            for chunk in _chunks(csv.reader(text, delimiter=_separator(first)), reading):
-                reading.add(chunk)
+            _read(text, separator, reading)
         reading.end(whole=_ends_with_line(path, encoding))
         return History(reading.gathering.rows(), notes=tuple(reading.notes))
 
@@ -95,19 +97,34 @@ def _named(cells: list[str]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
-def _chunks(rows: Any, reading: _Reading) -> Iterator[list[list[str]]]:
+def _read(text: TextIO, separator: str, reading: _Reading) -> None:
+    """The lines after the first: in blocks that are split at once, and from the first quotation mark on with care."""
+    rest = ""
+    while piece := text.read(_BLOCK):
+        whole, _, rest = (rest + piece).rpartition("\n")
+        if '"' in whole or '"' in rest:
+            lines = chain(f"{whole}\n{rest}{text.readline()}".splitlines(keepends=True), text)
+            rest = ""
+            _read_quoted(csv.reader(lines, delimiter=separator), reading)
+        elif whole:
+            reading.add_lines(whole.split("\n"), separator)
+    if rest:
+        reading.add([rest.split(separator)])
+
+
+def _read_quoted(rows: Any, reading: _Reading) -> None:
     """Rows in chunks, up to where the file can be read."""
     while True:
         chunk: list[list[str]] = []
         try:
             chunk.extend(islice(rows, _CHUNK))
         except csv.Error as error:  # chunk keeps what was read before it
-            reading.notes.append(f"nothing is read beyond line {rows.line_num:,}: {error}")
-            yield chunk
+            reading.notes.append(f"nothing is read beyond record {reading.gathering.length + len(chunk):,}: {error}")
+            reading.add(chunk)
             return
         if not chunk:
             return
-        yield chunk
+        reading.add(chunk)
 
 
 def _ends_with_line(path: Path, encoding: str) -> bool:
@@ -135,10 +152,20 @@ class _Reading:
         self.names, notes = _named(self.header)
         self.notes += notes
 
+    def add_lines(self, lines: list[str], separator: str) -> None:
+        """Whole lines without quotation marks."""
+        width = len(self.names)
+        if set(map(operator.methodcaller("count", separator), lines)) == {width - 1} and width > 1:
+            cells = separator.join(lines).split(separator)
+            self._take([cells[place::width] for place in range(width)])
+        else:
+            self._take_rows([line.split(separator) for line in lines])
+
     def add(self, rows: list[list[str]]) -> None:
-        rows = self.waiting + [row for row in rows if any(cell.strip("\0 ") for cell in row)]
+        """Rows, of which the last one may be torn."""
+        rows = self.waiting + rows
         self.waiting = rows[-1:]
-        self._take(rows[:-1])
+        self._take_rows(rows[:-1])
 
     def end(self, *, whole: bool) -> None:
         """Take the last row, if all of it is there."""
@@ -148,7 +175,7 @@ class _Reading:
         elif last:
             if not whole:
                 self.notes.append("the last line has no end, and is taken as whole: it has all its columns")
-            self._take(last)
+            self._take_rows(last)
         told = (
             (self.headers, "lines repeat the names of the columns and are left out"),
             (self.short, "lines have fewer columns than there are names; the missing ones are empty"),
@@ -158,17 +185,24 @@ class _Reading:
         if self.comma is False:
             self.notes.append("numbers such as 1,234 may be decimals or thousands and are not read; write a dot")
 
-    def _take(self, rows: list[list[str]]) -> None:
-        width = len(self.names)
-        if any(len(row) != width for row in rows):
-            rows = [self._of_width(row, width) for row in rows]
-        if any(row[0].strip() == self.header[0] for row in rows):
+    def _take_rows(self, rows: list[list[str]]) -> None:
+        """Rows of any width; blank ones, and the zeros that a crash leaves, are none."""
+        rows = [row for row in rows if any(cell.strip("\0 \t") for cell in row)]
+        if set(map(len, rows)) - {len(self.names)}:
+            rows = [self._of_width(row, len(self.names)) for row in rows]
+        self._take([list(cells) for cells in zip(*rows, strict=True)])
+
+    def _take(self, columns: list[list[str]]) -> None:
+        if columns and self.header[0] in columns[0]:
+            rows = list(zip(*columns, strict=True))
             kept = [row for row in rows if [cell.strip() for cell in row] != self.header]
             self.headers += len(rows) - len(kept)
-            rows = kept
-        self.shortest = min(self.shortest, min((len(row[-1]) for row in rows), default=self.shortest))
+            columns = [list(cells) for cells in zip(*kept, strict=True)]
+        if not columns:
+            return
+        self.shortest = min(self.shortest, *map(len, columns[-1]))
         odd = {}
-        for name, cells in zip(self.names, zip(*rows, strict=True), strict=bool(rows)):
+        for name, cells in zip(self.names, columns, strict=True):
             try:
                 self.gathering.add(name, None, _floats(cells))
             except ValueError:
@@ -177,7 +211,7 @@ class _Reading:
             self.comma = _decimal_commas(odd.values())
         for name, cells in odd.items():
             self._mixed(name, cells)
-        self.gathering.length += len(rows)
+        self.gathering.length += len(columns[0])
 
     def _of_width(self, row: list[str], width: int) -> list[str]:
         extra = any(cell.strip() for cell in row[width:])  # a separator at the end of every line says nothing

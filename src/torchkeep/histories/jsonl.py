@@ -14,6 +14,8 @@ from ..core.rows import Gathering
 from ..core.table import shorten
 
 _BLOCK = 1 << 24  # bytes that are decoded at a time
+_LINES = 32  # that are decoded one by one, as Python reads JSON, when one of them has NaN or is damaged
+_DECODER = msgspec.json.Decoder(dict[str, Any])
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -30,17 +32,13 @@ class JsonLines:
     def read(self, path: Path) -> History:
         """All lines that are objects."""
         gathering = Gathering()
-        decoder = msgspec.json.Decoder(dict[str, Any])
         damaged: list[int] = []
         count, torn = 0, False
         for block in _blocks(path):
-            try:
-                records = decoder.decode_lines(block)
-            except (msgspec.DecodeError, ValueError):
-                records, odd = _one_by_one(block)
-                damaged += [count + number for number in odd]
-                torn = not block.endswith(b"\n") and bool(odd) and odd[-1] == block.count(b"\n") + 1
+            records, odd = _objects(block, block.count(b"\n") + 1)
             gathering.add_records(records)
+            damaged += [count + number for number in odd]
+            torn = not block.endswith(b"\n") and bool(odd) and odd[-1] == block.count(b"\n") + 1
             count += block.count(b"\n")
         notes: tuple[str, ...] = ("the last line is torn and is left out",) if torn else ()
         damaged = damaged[:-1] if torn else damaged
@@ -58,6 +56,24 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield whole + end
         if rest.strip(b"\0 \t\r"):
             yield rest
+
+
+def _objects(block: bytes, count: int) -> tuple[list[dict[str, Any]], list[int]]:
+    """The objects of some lines, and the numbers of the lines that are none, from 1: all at once, else in parts."""
+    try:
+        return _DECODER.decode_lines(block), []
+    except (msgspec.DecodeError, ValueError):
+        if count <= _LINES:
+            return _one_by_one(block)
+    records, odd = [], []
+    lines = block.split(b"\n")
+    size = max(_LINES, count // 64)
+    for begin in range(0, len(lines), size):
+        part = lines[begin : begin + size]
+        found, bad = _objects(b"\n".join(part), len(part))
+        records += found
+        odd += [begin + number for number in bad]
+    return records, odd
 
 
 def _one_by_one(block: bytes) -> tuple[list[dict[str, Any]], list[int]]:

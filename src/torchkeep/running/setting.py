@@ -79,7 +79,7 @@ def _dropout(model: nn.Module | None) -> float | None:
     for name, module in model.named_modules():
         off = any(name == path or not path or name.startswith(f"{path}.") for path in held)
         rate = getattr(module, "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout", None)
-        if not off and isinstance(rate, (int, float)):
+        if not off and type(rate) is float and rate <= 1:
             found.append(float(rate))
     return max(found)
 
