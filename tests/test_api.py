@@ -8,11 +8,11 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "Checkpoint", "DiffReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Phase", "Record",
-    "Run", "SaveHandle", "SaveReport", "Selector", "Source", "TensorSpec", "__version__", "adapters", "add", "assert_frozen", "audit",
-    "convert", "devices", "diff", "edit", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
-    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into",
-    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "prove_resume", "read_spec", "rename", "salvage",
+    "Checkpoint", "DiffReport", "EarlyStopping", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Phase", "Record",
+    "Run", "SaveHandle", "SaveReport", "Selector", "Skeleton", "Source", "TensorSpec", "__version__", "adapters", "add", "assert_frozen", "audit",
+    "convert", "criteria", "devices", "diff", "edit", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
+    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model",
+    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "plan_model", "prove_resume", "read_spec", "rename", "salvage",
     "save", "scan", "show", "strip", "structural", "surgery", "to_json", "unfreeze", "verify", "write_spec",
 ]  # fmt: skip
 

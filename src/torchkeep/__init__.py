@@ -6,6 +6,7 @@ Open any checkpoint safely, load weights loudly, freeze for real, save only what
 from __future__ import annotations
 
 from . import adapters as adapters
+from . import criteria as criteria
 from . import edit as edit
 from . import errors as errors
 from . import surgery as surgery
@@ -65,12 +66,14 @@ from .saving import save as save
 from .scanning import scan as scan
 from .showing import show as show
 from .showing import to_json as to_json
+from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
 __all__ = [
     "Checkpoint",
     "DiffReport",
+    "EarlyStopping",
     "Finding",
     "FreezeSpec",
     "Global",
@@ -92,6 +95,7 @@ __all__ = [
     "assert_frozen",
     "audit",
     "convert",
+    "criteria",
     "devices",
     "diff",
     "edit",

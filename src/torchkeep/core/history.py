@@ -127,5 +127,24 @@ def decode_history(data: bytes) -> History:
     return History(tuple(reversed(records)), tuple(damaged))
 
 
+def followed(data: bytes) -> list[tuple[int, int]]:
+    """The stretches of a history file, first and last offset, that its history follows, without abandoned branches."""
+    starts = [(0, 0)]  # where a stretch begins in the file, and the offset that it goes on from
+    offset = 0
+    for line in data[: whole_lines(data)].split(b"\n")[:-1]:
+        offset += len(line) + 1
+        if RESUMED.encode() in line:
+            try:
+                starts.append((offset, _record(line)[RESUMED]["nbytes"]))
+            except (TorchkeepError, ValueError, KeyError, TypeError):
+                continue
+    end, found = offset, []
+    for start, before in reversed(starts):
+        if start <= end:
+            found.append((start, end))
+            end = before
+    return found[::-1]
+
+
 _Node = Any
 """A record and the one before it, (node, record); None before the first."""
