@@ -270,13 +270,14 @@ class EarlyStopping:
                 f"the state compares {' '.join(state['metric'])}, and the stopper {' '.join(self._watched)}",
                 hint="make the stopper with metric= and mode= as they were",
             )
+        live = state_of(self.model)[0]
         if state["weights"]:
-            _check_same(state_of(self.model)[0], state["weights"])
+            _check_same(live, state["weights"])
         self._judge.load_state_dict(state["judge"])
         self._clock.set(state["seconds"])
         self.best = state["best"]
         self._best_value = None if self.best is None else finite(self.best[self._watched.metric])
-        self._kept, self._extra = _copies(state["weights"]), copy.deepcopy(state["extra"])
+        self._kept, self._extra = _copies(state["weights"], tied_names(live)), copy.deepcopy(state["extra"])
 
     def __enter__(self) -> EarlyStopping:
         return self
@@ -290,7 +291,7 @@ class EarlyStopping:
 
     def _keep(self) -> None:
         tensors, extra = state_of(self.model)
-        self._kept, self._extra = _copies(tensors), copy.deepcopy(extra)
+        self._kept, self._extra = _copies(tensors, tied_names(tensors)), copy.deepcopy(extra)
 
 
 def _decisive(criterion: Criterion, metric: str | None, mode: str | None) -> Watched:
@@ -303,8 +304,8 @@ def _decisive(criterion: Criterion, metric: str | None, mode: str | None) -> Wat
     return Watched(metric, checked_mode(metric, mode or known.get(metric)))
 
 
-def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies in host memory; names of one tensor share one.
+def _copies(tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Copies in host memory; names that are tied to another share its copy.
 
     Raises:
         UnsavableError: a tensor has no values.
@@ -314,7 +315,6 @@ def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise UnsavableError(
             f"{empty[0]!r} is on the meta device and has no values", path=empty[0], hint="load weights first"
         )
-    tied = tied_names(tensors)
     copies = {name: one.detach().to("cpu", copy=True) for name, one in tensors.items() if name not in tied}
     return {name: copies[tied.get(name, name)] for name in tensors}
 
