@@ -395,12 +395,13 @@ def processes(
     done, kills = 0, [*kills, (-1, "")]
     for kill in kills:
         model = nn.Linear(1, 1)
-        epoch = -1
         try:
             with tk.Run("memory", store=tk.memory_store(store), **settings) as run:
                 known = [one.sequence for one in run.snapshots]
                 older = known[-1 - back] if back and len(known) > back else None
-                for epoch in range(run.resume(model=model, snapshot=older), len(records)):
+                start = run.resume(model=model, snapshot=older)
+                epoch = start - 1
+                for epoch in range(start, len(records)):
                     nn.init.constant_(model.weight, epoch)
                     done += 1
                     for event in ("trained", "logged", "saved"):
@@ -580,6 +581,9 @@ def test_the_best_stays_whatever_keep_says(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with tk.Run(tmp_path, stop=Patience(3), keep=tk.keep_last(1).at_most(1)) as run:
         assert weights_by_epoch(run, model, [3, 1, 2, 2, 2]) == 4
+        nn.init.constant_(model.weight, 5)
+        assert run.should_stop() and model.weight == 5, "once is enough as long as nothing is logged or saved"
+        assert run.restore_best().step == 1
         assert [one.step for one in run.snapshots] == [1, 4]
         assert model.weight == 1
     with tk.Run(tmp_path / "accuracy", stop=Patience(3, "val_accuracy"), keep=tk.keep_best(1, "val_loss")) as run:
@@ -595,6 +599,9 @@ def test_a_loop_that_comes_to_its_end_leaves_the_best_too(tmp_path: Path) -> Non
     with tk.Run(tmp_path, stop=Patience(9)) as run:
         assert weights_by_epoch(run, model, [3, 1, 2, 2]) == -1 and model.weight == 3
     assert model.weight == 1 and run.stopped == ""
+    nn.init.constant_(model.weight, 5)
+    assert run.restore_best().step == 1 and model.weight == 1, "whoever asks gets it again"
+    run.close()
     again = nn.Linear(1, 1)
     with tk.Run(tmp_path, stop=Patience(9)) as run:
         assert run.resume(model=again) == 4 and again.weight == 3, "resumed is the last, not the best"
@@ -668,7 +675,8 @@ def test_without_a_finite_value_nothing_is_put_back(tmp_path: Path) -> None:
     with tk.Run(tmp_path, stop=NotANumber() | Patience(5)) as run:
         with pytest.warns(StopWarning, match="no snapshot has a finite val_loss, so there are no best weights"):
             assert weights_by_epoch(run, model, [math.nan]) == 0
-        assert model.weight == 0 and run.restore_best() is None
+        with pytest.warns(StopWarning, match="no snapshot has a finite"):
+            assert model.weight == 0 and run.restore_best() is None
     with tk.Run(tmp_path / "none", stop=Budget(epochs=1)) as run:
         run.log(epoch=0, other=1.0)
         run.save(0, model=model)

@@ -36,14 +36,15 @@ class Stopping(Saving):
         self._clock = Clock()
         self._judge = None if stop is None else Judge(stop)
         self._shown = self._turned = 0  # records that the criterion was shown, and of which turn of the history
-        self._restored: tuple[tuple[int, int | None], Snapshot | None] | None = None
+        self._restored: tuple[int, int | None] | None = None  # records and snapshot when the best was put back
 
     def should_stop(self) -> bool:
         """Whether the criterion that the run was given as `stop=` says stop; then the model has its best weights.
 
         Log and save before you ask, so that what was logged belongs to a snapshot. The modules that are tracked get
         the weights of the best snapshot; optimizers, schedulers and generators stay as they are. The same happens when
-        a `with` block of the run ends without an error, for a loop may come to its end before the criterion.
+        a `with` block of the run ends without an error, for a loop may come to its end before the criterion. Without
+        a `with`, call `restore_best` after the loop.
 
         Raises:
             ValueError: the run has no criterion.
@@ -55,7 +56,7 @@ class Stopping(Saving):
         judge = self._caught_up()
         if not judge.ask(self._clock.seconds):
             return False
-        self.restore_best()
+        self._restore_once()
         return True
 
     @property
@@ -83,10 +84,9 @@ class Stopping(Saving):
         """
         self._settle()
         self._begin()
-        now = (self._journal.length, self._parent)
-        if self._restored is None or self._restored[0] != now:
-            self._restored = now, self._put_back()
-        return self._restored[1]
+        snapshot = self._put_back()
+        self._restored = self._journal.length, self._parent
+        return snapshot
 
     # -- inside -----------------------------------------------------------------------------------------------
 
@@ -118,7 +118,13 @@ class Stopping(Saving):
             if self._journal.length:
                 self._caught_up().tell_missing()
             if self._journal.length or self._archive.sequences():
-                self.restore_best()
+                self._restore_once()
+
+    def _restore_once(self) -> None:
+        """The same, unless it was done since anything was logged or saved."""
+        self._settle()
+        if self._restored != (self._journal.length, self._parent):
+            self.restore_best()
 
     def _policy(self, keep: Policy) -> Policy:
         """What `keep=` says, and the best snapshot, which may be needed."""
@@ -186,7 +192,7 @@ class Stopping(Saving):
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, StopWarning, stacklevel=5)
+    warnings.warn(text, StopWarning, stacklevel=6)
 
 
 def monitored(stop: Criterion | None, monitor: str | None, mode: str | None) -> tuple[str | None, str | None]:
