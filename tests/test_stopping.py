@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -793,6 +794,26 @@ def test_a_budget_of_time_counts_what_led_to_the_snapshot(tmp_path: Path, monkey
         assert not run.should_stop(), "an older snapshot has its own time"
 
 
+def test_a_run_that_is_used_again_or_goes_back_has_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Time()
+    monkeypatch.setattr(stopping, "time", clock)
+    model = nn.Linear(1, 1)
+    run = tk.Run(tmp_path, stop=Budget(hours=1) | Patience(9))
+    with run:
+        run.resume(model=model)
+        run.log(val_loss=1.0)
+        run.save(0)
+    clock.now += 50_000
+    with run:
+        assert not run.should_stop(), "nothing ran while it was closed"
+        clock.now += 3600
+        assert run.should_stop()
+        run.resume()
+        assert not run.stopped and not run.should_stop(), "what it goes back to had taken no time"
+
+
 def test_patience_and_time_is_not_judged_by_the_time_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Time()
     monkeypatch.setattr(stopping, "time", clock)
@@ -823,6 +844,17 @@ def test_saves_in_the_background(tmp_path: Path) -> None:
         assert epoch == 3 and (model.weight == 1).all()
     assert tk.verify(tmp_path).ok
     assert (tk.Run(tmp_path).open()["weight"].load() == 3).all(), "the last snapshot has its own weights"
+
+
+def test_a_snapshot_that_is_under_way_may_be_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(1, 1)
+    with tk.Run(tmp_path, stop=Patience(9)) as run:
+        assert weights_by_epoch(run, model, [3, 2]) == -1
+        commit = run._archive.commit
+        monkeypatch.setattr(run._archive, "commit", lambda *a, **b: time.sleep(0.3) or commit(*a, **b))
+        run.log(val_loss=1)
+        run.save(2, blocking=False)
+        assert run.restore_best().step == 2
 
 
 # -- without a run --------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Stopping(Saving):
         candidates = self._best_first()
         held = value_of(candidates[0], metric) if candidates else None
         unsaved = best is not None and (held is None or is_better(best, held, mode))
-        if unsaved and place == len(every) - 1 and place >= self._saved_records():
+        if unsaved and place == len(every) - 1:
             return None
         snapshot = self._restore_first(candidates)
         if snapshot is None:
@@ -170,10 +170,6 @@ class Stopping(Saving):
             )
         return snapshot
 
-    def _saved_records(self) -> int:
-        """How many records the newest snapshot on the way to here has."""
-        return self._archive.mark_of(self._parent).records if self._parent else 0
-
     def _restore_first(self, candidates: list[Snapshot]) -> Snapshot | None:
         """Restore the first of some snapshots that is intact."""
         for snapshot in candidates:
@@ -184,8 +180,6 @@ class Stopping(Saving):
             except CorruptCheckpointError as error:
                 _warn(f"snapshot {snapshot.sequence} has better weights and is damaged: {error.brief}")
                 continue
-            if self._trust is not None:
-                self._trust.forget()
             carry_out(plan_weights(loaded.body, loaded.tensors, of_kind(self._objects, MODULE)))
             return snapshot
         return None
