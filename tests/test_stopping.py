@@ -595,6 +595,17 @@ def test_the_best_stays_whatever_keep_says(tmp_path: Path) -> None:
         assert [one.step for one in run.snapshots] == [1, 3]
 
 
+def test_who_asks_late_gets_the_best_before_the_stop(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with tk.Run(tmp_path, stop=Patience(2), keep=tk.keep_last(1)) as run:
+        for epoch, loss in enumerate([3, 1, 2, 2, 0, 0]):
+            nn.init.constant_(model.weight, epoch)
+            run.log(epoch=epoch, val_loss=loss)
+            run.save(epoch, model=model)
+        assert run.should_stop() and model.weight == 1
+        assert run.stopped.endswith("best 1 at epoch 1, now 2")
+
+
 def test_a_loop_that_comes_to_its_end_leaves_the_best_too(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with tk.Run(tmp_path, stop=Patience(9)) as run:
@@ -944,6 +955,15 @@ def test_an_error_in_the_block_leaves_the_weights() -> None:
     assert model.weight == 5
     with tk.EarlyStopping(model, Patience(9)):
         pass  # nothing was looked at, so there is nothing to say
+
+
+def test_what_comes_after_the_stop_is_not_the_best() -> None:
+    model = nn.Linear(1, 1)
+    stopper = tk.EarlyStopping(model, Patience(1))
+    for epoch, loss in enumerate([1, 2, 0]):
+        nn.init.constant_(model.weight, epoch)
+        assert stopper.update(val_loss=loss) == (epoch > 0)
+    assert model.weight == 0 and stopper.best == {"val_loss": 1}
 
 
 def test_the_copy_is_made_at_improvements_only(monkeypatch: pytest.MonkeyPatch) -> None:

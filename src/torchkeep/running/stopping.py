@@ -17,7 +17,7 @@ from ..core.retention import Needed, Policy
 from ..core.snapshot import Snapshot, ranked, value_of
 from ..errors import CorruptCheckpointError, KeyNotFoundError, StopWarning
 from ..stopping import Clock, Judge
-from .committing import Saving
+from .committing import Moment, Saving
 from .restore import carry_out, plan_weights
 from .tracking import MODULE, of_kind
 
@@ -29,7 +29,6 @@ class Stopping(Saving):
 
     _clock: Clock
     _writer: int
-    _logged: bool
 
     def __init__(self, stop: Criterion | None) -> None:
         super().__init__()
@@ -125,6 +124,13 @@ class Stopping(Saving):
         self._settle()
         if self._restored != (self._journal.length, self._parent):
             self.restore_best()
+
+    def _take(self, step: int, objects: dict[str, Any], extra: Any, gradients: bool | None) -> Moment:
+        """See Saving. What comes after the stop must not take the place of the best, whether anybody asks or not."""
+        moment = super()._take(step, objects, extra, gradients)
+        if self._judge is not None:
+            self._caught_up()
+        return moment
 
     def _policy(self, keep: Policy) -> Policy:
         """What `keep=` says, and the best snapshot, which may be needed."""
