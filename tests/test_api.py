@@ -8,12 +8,14 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "Checkpoint", "DiffReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Phase", "Record",
-    "Run", "SaveHandle", "SaveReport", "Selector", "Source", "TensorSpec", "__version__", "adapters", "add", "assert_frozen", "audit",
-    "convert", "devices", "diff", "edit", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
-    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into",
-    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "prove_resume", "read_histories", "read_history", "read_spec", "rename", "salvage",
-    "save", "scan", "show", "strip", "structural", "surgery", "to_json", "unfreeze", "verify", "write_spec",
+    "VERDICTS", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "Finding", "FreezeSpec", "Global", "LazyTensor",
+    "Limits", "LoadReport", "Phase", "Record", "Run", "SaveHandle", "SaveReport", "Selector", "Setting", "Skeleton", "Source",
+    "TensorSpec", "__version__", "adapters", "add", "assert_frozen", "audit", "can_overfit", "capacity", "convert", "criteria",
+    "devices", "diagnose", "diff", "edit", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
+    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model",
+    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "plan_model", "plot", "prove_resume",
+    "read_histories", "read_history", "read_spec", "rename", "salvage", "save", "scan", "show", "sketch", "strip", "structural",
+    "surgery", "to_json", "unfreeze", "verify", "write_spec",
 ]  # fmt: skip
 
 

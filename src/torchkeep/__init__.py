@@ -6,6 +6,7 @@ Open any checkpoint safely, load weights loudly, freeze for real, save only what
 from __future__ import annotations
 
 from . import adapters as adapters
+from . import criteria as criteria
 from . import edit as edit
 from . import errors as errors
 from . import surgery as surgery
@@ -75,6 +76,7 @@ from .showing import show as show
 from .showing import to_json as to_json
 from .sizing import can_overfit as can_overfit
 from .sizing import capacity as capacity
+from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
@@ -83,6 +85,7 @@ __all__ = [
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
+    "EarlyStopping",
     "Finding",
     "FreezeSpec",
     "Global",
@@ -107,6 +110,7 @@ __all__ = [
     "can_overfit",
     "capacity",
     "convert",
+    "criteria",
     "devices",
     "diagnose",
     "diff",

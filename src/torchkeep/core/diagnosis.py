@@ -112,7 +112,7 @@ class Diagnosis:
                 *((one.severity, one.code, one.message) for one in self.findings),
                 *(
                     (f"try {place}", one.code, f"{one.action}: {one.reason}")
-                    for place, one in enumerate(self.remedies, start=1)
+                    for place, one in tries
                 ),
             ),
             notes=self.notes,

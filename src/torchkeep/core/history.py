@@ -149,3 +149,22 @@ def decode_history(data: bytes) -> History:
         places.append(end)
         end = before[end]
     return History(tuple(kept[place] for place in reversed(places)), tuple(damaged))
+
+
+def followed(data: bytes) -> list[tuple[int, int]]:
+    """The stretches of a history file, first and last offset, that its history follows, without abandoned branches."""
+    starts = [(0, 0)]  # where a stretch begins in the file, and the offset that it goes on from
+    offset = 0
+    for line in data[: whole_lines(data)].split(b"\n")[:-1]:
+        offset += len(line) + 1
+        if RESUMED.encode() in line:
+            try:
+                starts.append((offset, _record(line)[RESUMED]["nbytes"]))
+            except (TorchkeepError, ValueError, KeyError, TypeError):
+                continue
+    end, found = offset, []
+    for start, before in reversed(starts):
+        if start <= end:
+            found.append((start, end))
+            end = before
+    return found[::-1]

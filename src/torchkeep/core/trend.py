@@ -72,8 +72,8 @@ class PowerLaw:
 def power_law(x: Floats, y: Floats, floor: float = -math.inf) -> PowerLaw | None:
     """The power law through a falling curve; None where there are fewer than five points or it does not fall.
 
-    For each exponent of a grid a and b follow by least squares, a not below the floor: a loss cannot fall below 0. Those
-    whose sum of squares is not significantly above the least (F test at about 2 %, one parameter) are kept.
+    For each exponent of a grid a and b follow by least squares, a not below the floor: a loss cannot fall below 0.
+    Those whose sum of squares is not significantly above the least (F test at about 1 %, one parameter) are kept.
     """
     if len(x) < _FEW + 1:
         return None
@@ -90,7 +90,7 @@ def power_law(x: Floats, y: Floats, floor: float = -math.inf) -> PowerLaw | None
     least, a, b, c = min(found)
     if b <= 0:
         return None
-    allowed = least * (1 + 6.0 / max(len(x) - 3, 1))
+    allowed = least * (1 + 8.0 / max(len(x) - 3, 1))
     fits = tuple(one[1:] for one in found if one[0] <= allowed and one[2] > 0)
     return PowerLaw(a, b, c, fits, math.sqrt(least / max(len(x) - 3, 1)))
 
