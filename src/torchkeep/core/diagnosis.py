@@ -110,10 +110,7 @@ class Diagnosis:
             columns=("", "what", "why"),
             rows=(
                 *((one.severity, one.code, one.message) for one in self.findings),
-                *(
-                    (f"try {place}", one.code, f"{one.action}: {one.reason}")
-                    for place, one in tries
-                ),
+                *((f"try {place}", one.code, f"{one.action}: {one.reason}") for place, one in tries),
             ),
             notes=self.notes,
         )

@@ -66,7 +66,7 @@ class PowerLaw:
     def at(self, t: float) -> tuple[float, float, float]:
         """The value at t, and the ends of an interval that about 19 in 20 such values lie in."""
         values = [a + b * t**-c for a, b, c in self.fits]
-        return self.a + self.b * t**-self.c, min(values) - 2 * self.sd, max(values) + 2 * self.sd
+        return self.a + self.b * t**-self.c, min(values) - 2.5 * self.sd, max(values) + 2.5 * self.sd
 
 
 def power_law(x: Floats, y: Floats, floor: float = -math.inf) -> PowerLaw | None:

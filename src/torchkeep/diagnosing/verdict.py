@@ -12,6 +12,7 @@ _NOTHING = 0.05  # of what there is to learn: with less than this nothing was le
 _CLEAR = 0.3  # a gap in losses of chance that makes a rise weightier than a poor fit
 _MOSTLY_FROZEN, _STRONG_DROPOUT = 0.5, 0.6
 _FEW, _SMALL = 30, 60  # examples in a validation set
+_MISTAKES = 20  # of them, below which a rise of the loss may be theirs alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,12 @@ def _worse(found: Mapping[str, Sign], setting: Setting) -> Verdict | None:
     """Whether it has got worse on what it has not seen."""
     if "overfitting" in found:
         sign = found["overfitting"]
-        few = setting.n_val is not None and setting.n_val <= _SMALL
-        return Verdict("overfit", why=("overfitting",), sure=0.6 if few else _beyond(sign.evidence["gl"], 5.0))
+        return Verdict("overfit", why=("overfitting",), sure=_capped(_beyond(sign.evidence["gl"], 5.0), setting))
     if "over-confident" in found:
         sign = found["over-confident"]
-        few = sign.evidence.get("mistakes", 20.0) < 20
-        return Verdict(
-            "over-confident", why=("over-confident",), sure=0.7 if few else _beyond(sign.evidence["gl"], 10.0)
-        )
+        sure = _capped(_beyond(sign.evidence["gl"], 10.0), setting)
+        few = sign.evidence.get("mistakes", _MISTAKES) < _MISTAKES
+        return Verdict("over-confident", why=("over-confident",), sure=min(sure, 0.7) if few else sure)
     return None
 
 
@@ -100,6 +99,13 @@ def _too_few_mistakes(found: Mapping[str, Sign], setting: Setting) -> bool:
     """Whether a gap of so many examples may well be none."""
     metric = found["gap"].evidence.get("metric_gap")
     return metric is not None and setting.n_val is not None and metric * setting.n_val < 4
+
+
+def _capped(sure: float, setting: Setting) -> float:
+    """Not beyond what the examples allow; where nobody says how many there are, they may be few."""
+    if setting.n_val is None:
+        return min(sure, 0.75)
+    return min(sure, 0.6) if setting.n_val <= _SMALL else sure
 
 
 def _among(found: Mapping[str, Sign], *codes: str) -> tuple[str, ...]:
