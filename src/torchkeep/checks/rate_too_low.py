@@ -28,4 +28,4 @@ class RateTooLow:
         ends = pace(series)
         if ends < _PACE or share > _SIGNAL or fallen < _BEGUN:
             return None
-        return sign(self, "warning", pace=ends, learned=max(share, 0.0))
+        return sign(self, "warning", pace=ends, learned=max(share, 0.0), points=len(series))

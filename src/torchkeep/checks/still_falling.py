@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..core.curves import Curves, Series, Setting
 from ..core.diagnosis import Sign
-from ..core.trend import level
+from ..core.trend import level, smoothed
 from ._measures import change, scale, tail
 from ._sign import sign
 
@@ -32,12 +34,20 @@ class StillFalling:
             return None
         part = 1 - max(0.0, 1 + whole) ** 2
         wrong = _mistaken(curves.val_metric)
+        if wrong is not None and _rests(curves.val_metric):
+            return None
         gain = part * (level(series.y) / known if wrong is None else wrong)
         if gain < (_LOSS if wrong is None else _METRIC):
             return None
         of = "of the loss of chance" if wrong is None else f"of {curves.val_metric.name if curves.val_metric else ''}"
         since = float(last.x[0])
         return sign(self, "info", since=since, name=series.name, fall=-whole, gain=gain, of=of, errors=errors)
+
+
+def _rests(metric: Series | None) -> bool:
+    """Whether the metric was as good in the first half as at the end."""
+    means = smoothed(metric.finite.y) if metric is not None and len(metric.finite) >= 6 else np.zeros(0)
+    return len(means) > 1 and float(means[-1]) <= float(means[: len(means) // 2].max())
 
 
 def _mistaken(metric: Series | None) -> float | None:

@@ -9,6 +9,7 @@ from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
 
 _NOTHING = 0.05  # of what there is to learn: with less than this nothing was learned
+_BARELY, _MANY = 0.1, 30  # so little in so many points is no matter of time
 _CLEAR = 0.3  # a gap in losses of chance that makes a rise weightier than a poor fit
 _MOSTLY_FROZEN, _STRONG_DROPOUT = 0.5, 0.6
 _FEW, _SMALL = 30, 60  # examples in a validation set
@@ -52,7 +53,8 @@ def verdict_of(signs: Sequence[Sign], curves: Curves, setting: Setting) -> Verdi
     if "gap" in found and not _too_few_mistakes(found, setting):
         return Verdict("generalisation-gap", why=("gap",), sure=_gap_sure(found["gap"]))
     if "still-falling" in found:
-        return Verdict("underfit", "too-short", why=("still-falling",), sure=0.65)
+        cause = "capacity" if _is_held(found, setting) else "too-short"
+        return Verdict("underfit", cause, why=("still-falling",), sure=0.65)
     if "poor-fit" in found:
         return Verdict("underfit", "capacity", why=("poor-fit",), sure=0.6)
     few = setting.n_val is not None and setting.n_val <= _FEW
@@ -75,15 +77,23 @@ def _worse(found: Mapping[str, Sign], setting: Setting) -> Verdict | None:
 def _underfit(found: Mapping[str, Sign], setting: Setting) -> Verdict:
     signal = found["low-signal"].evidence["signal"]
     sure = min(0.9, _beyond(1 - signal, 0.4))
-    held = setting.trainable is not None and setting.trainable < _MOSTLY_FROZEN
-    held = held or (setting.dropout is not None and setting.dropout >= _STRONG_DROPOUT)
-    if held:
+    if _is_held(found, setting):
         return Verdict("underfit", "capacity", ("low-signal",), sure)
     if "rate-too-low" in found:
-        return Verdict("underfit", "too-short", ("low-signal", "rate-too-low"), sure)
+        creeps = signal < _BARELY and found["rate-too-low"].evidence["points"] >= _MANY
+        cause = "optimisation" if creeps else "too-short"
+        return Verdict("underfit", cause, ("low-signal", "rate-too-low"), sure)
     if signal < _NOTHING:
         return Verdict("underfit", "optimisation", ("low-signal",), sure)
     return Verdict("underfit", "capacity", ("low-signal", *_among(found, "plateau")), sure)
+
+
+def _is_held(found: Mapping[str, Sign], setting: Setting) -> bool:
+    """Whether most of the model is frozen, or dropout so strong that it is worse while training than after it."""
+    if setting.trainable is not None and setting.trainable < _MOSTLY_FROZEN:
+        return True
+    strong = setting.dropout is not None and setting.dropout >= _STRONG_DROPOUT
+    return strong and "validation-below-training" in found
 
 
 def _gap_is_clear(found: Mapping[str, Sign]) -> bool:
