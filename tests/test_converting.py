@@ -307,6 +307,7 @@ print(json.dumps(peak - before))
         ("new.pth", {}),
         ("new.pth", {"dtype": "float16"}),
         ("new.safetensors", {"dtype": "float64"}),
+        ("new.pth", {"for_torch": "torch==1.4"}),
     ],
 )
 def test_large_tensors_take_little_memory(tmp_path: Path, target: str, options: dict[str, Any]) -> None:

@@ -39,7 +39,9 @@ RISING = FALL + 0.3 + 0.03 * np.maximum(T - 12, 0) + wobble(0.01)
 RUNS: dict[str, tuple[list[dict[str, float]], str, str]] = {
     "healthy": (HEALTHY, "healthy", ""),
     "learned by heart": (
-        records(train_loss=FALL, val_loss=RISING, val_accuracy=0.9 - 0.6 * np.exp(-T / 4) - 0.005 * np.maximum(T - 12, 0)),
+        records(
+            train_loss=FALL, val_loss=RISING, val_accuracy=0.9 - 0.6 * np.exp(-T / 4) - 0.005 * np.maximum(T - 12, 0)
+        ),
         "overfit",
         "",
     ),
@@ -49,14 +51,26 @@ RUNS: dict[str, tuple[list[dict[str, float]], str, str]] = {
         "",
     ),
     "overfit, no metric": (records(train_loss=FALL, val_loss=RISING), "overfit", ""),
-    "still falling": (records(train_loss=2.3 - 0.02 * T, val_loss=2.3 - 0.02 * T + wobble(0.002)), "underfit", "too-short"),
+    "still falling": (
+        records(train_loss=2.3 - 0.02 * T, val_loss=2.3 - 0.02 * T + wobble(0.002)),
+        "underfit",
+        "too-short",
+    ),
     "too small": (
         records(train_loss=1.5 + 0.8 * np.exp(-T / 3), val_loss=1.52 + 0.8 * np.exp(-T / 3) + wobble(0.005)),
         "underfit",
         "capacity",
     ),
-    "nothing learned": (records(train_loss=2.3 + wobble(0.001), val_loss=2.3 + wobble(0.001, 1)), "underfit", "optimisation"),
-    "a gap": (records(train_loss=FALL + 0.01, val_loss=0.6 + 1.7 * np.exp(-T / 5) + wobble(0.005)), "generalisation-gap", ""),
+    "nothing learned": (
+        records(train_loss=2.3 + wobble(0.001), val_loss=2.3 + wobble(0.001, 1)),
+        "underfit",
+        "optimisation",
+    ),
+    "a gap": (
+        records(train_loss=FALL + 0.01, val_loss=0.6 + 1.7 * np.exp(-T / 5) + wobble(0.005)),
+        "generalisation-gap",
+        "",
+    ),
     "not a number": (records(train_loss=[*FALL[:20], *[np.nan] * 20], val_loss=FALL), "unstable", ""),
     "blown up": (records(train_loss=[*FALL[:30], *np.linspace(1, 30, 10)], val_loss=FALL + 1), "unstable", ""),
     "two points": (records(train_loss=[2, 1], val_loss=[2, 1.5]), "cannot-say", ""),
@@ -76,7 +90,9 @@ def test_plain_cases_get_their_verdict(name: str) -> None:
 
 
 def test_every_check_is_seen_by_some_run() -> None:
-    seen = {one.code for history, _, _ in RUNS.values() for one in tk.diagnose(history, classes=10, n_val=1000).findings}
+    seen = {
+        one.code for history, _, _ in RUNS.values() for one in tk.diagnose(history, classes=10, n_val=1000).findings
+    }
     jumping = records(train_loss=np.where(T % 2, 2.0, 0.8) + wobble(0.1), val_loss=1.5 + wobble(0.4))
     below = records(train_loss=FALL + 0.3, val_loss=FALL + 0.1, val_accuracy=np.full(40, 0.9))
     for more, n_val in ((jumping, 1000), (below, 20)):
@@ -87,7 +103,9 @@ def test_every_check_is_seen_by_some_run() -> None:
 def test_a_small_validation_set_says_little() -> None:
     """18 right of 20 against 20 of 20: p = 0.49."""
     accuracy = np.where(T < 20, 1.0, 0.9)
-    history = records(train_loss=FALL + 0.01, val_loss=FALL + 0.1 + 0.002 * np.maximum(T - 12, 0), val_accuracy=accuracy)
+    history = records(
+        train_loss=FALL + 0.01, val_loss=FALL + 0.1 + 0.002 * np.maximum(T - 12, 0), val_accuracy=accuracy
+    )
     found = tk.diagnose(history, classes=3, n_val=20)
     assert found.verdict in {"cannot-say", "healthy", "over-confident"} and found.confidence < 0.95, str(found)
     assert "small-validation" in {one.code for one in found.findings}
@@ -231,14 +249,25 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     """Drawn by a real browser: the picture is there, as wide as the text, and nothing lies beside the page."""
     tk.plot(csv_of(RUNS["learned by heart"][0], tmp_path / "log.csv"), tmp_path / "report.html", classes=10, n_val=1000)
-    probe = (tmp_path / "report.html").read_text().replace(
-        "</body>",
-        "<script>const box = document.querySelector('svg').getBoundingClientRect();"
-        "document.title = [box.width > 300, box.height > 200, document.documentElement.scrollWidth <= innerWidth,"
-        "document.querySelectorAll('li').length, document.fonts.size].join(' ')</script></body>",
+    probe = (
+        (tmp_path / "report.html")
+        .read_text()
+        .replace(
+            "</body>",
+            "<script>const box = document.querySelector('svg').getBoundingClientRect();"
+            "document.title = [box.width > 300, box.height > 200, document.documentElement.scrollWidth <= innerWidth,"
+            "document.querySelectorAll('li').length, document.fonts.size].join(' ')</script></body>",
+        )
     )
     (tmp_path / "probe.html").write_text(probe)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
     done = subprocess.run(
         [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,1400", "--dump-dom",
          (tmp_path / "probe.html").as_uri()],

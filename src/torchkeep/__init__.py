@@ -15,6 +15,8 @@ from .auditing import audit as audit
 from .auditing import fingerprint as fingerprint
 from .comparing import diff as diff
 from .converting import convert as convert
+from .core.about import About as About
+from .core.about import Parent as Parent
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
 from .core.curves import Setting as Setting
@@ -26,6 +28,8 @@ from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
 from .core.names import Selector as Selector
 from .core.origin import origins_of as origins
+from .core.placement import devices as devices
+from .core.report import ExportReport as ExportReport
 from .core.report import SaveReport as SaveReport
 from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
@@ -38,6 +42,7 @@ from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
 from .diagnosing import diagnose as diagnose
+from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
 from .freezing import freeze_spec as freeze_spec
@@ -47,10 +52,10 @@ from .freezing import read_spec as read_spec
 from .freezing import unfreeze as unfreeze
 from .freezing import write_spec as write_spec
 from .inspecting import inspect as inspect
+from .lineage import about as about
 from .loading import LoadReport as LoadReport
 from .loading import load_into as load_into
 from .loading import plan_load as plan_load
-from .opening import devices as devices
 from .opening import load as load
 from .opening import open_checkpoint as open
 from .plotting import plot as plot
@@ -61,6 +66,8 @@ from .reading import read_history as read_history
 from .rebuilding import Skeleton as Skeleton
 from .rebuilding import load_model as load_model
 from .rebuilding import plan_model as plan_model
+from .recording import recorded as recorded
+from .rescuing import rescue as rescue
 from .rules.prefixes import Add as add
 from .rules.prefixes import Strip as strip
 from .rules.renames import Rename as rename
@@ -82,16 +89,19 @@ from .verifying import verify as verify
 
 __all__ = [
     "VERDICTS",
+    "About",
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
     "EarlyStopping",
+    "ExportReport",
     "Finding",
     "FreezeSpec",
     "Global",
     "LazyTensor",
     "Limits",
     "LoadReport",
+    "Parent",
     "Phase",
     "Record",
     "Run",
@@ -103,6 +113,7 @@ __all__ = [
     "Source",
     "TensorSpec",
     "__version__",
+    "about",
     "adapters",
     "add",
     "assert_frozen",
@@ -117,6 +128,7 @@ __all__ = [
     "edit",
     "enter_phase",
     "errors",
+    "export",
     "fingerprint",
     "freeze",
     "freeze_spec",
@@ -142,7 +154,9 @@ __all__ = [
     "read_histories",
     "read_history",
     "read_spec",
+    "recorded",
     "rename",
+    "rescue",
     "salvage",
     "save",
     "scan",

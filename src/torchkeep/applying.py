@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from .core.live import AnyTensor, identity, live_tensors, named_modules, set_extra_state
+from .core.live import AnyTensor, identity, live_tensors, named_modules, set_extra_state, tied_names, unwrapped
+from .core.placement import CPU, Device, Placement, placement_of
 from .core.plan import LoadPlan, Move
 from .core.table import human_bytes, shorten
 from .core.tensors import LazyTensor
@@ -18,8 +20,10 @@ from .engines.local import LocalFile
 from .engines.mapped import MappedSource
 from .engines.staging import CudaLane, Lane, Sending, send_all
 from .errors import PartialLoadError
+from .freezing.view import blocks_of
 
 Tensors = Mapping[str, AnyTensor]
+Devices = Mapping[str, torch.device]
 
 _LANES: dict[str, Callable[[torch.device], Lane]] = {"cuda": CudaLane}
 
@@ -29,13 +33,86 @@ def value_of(tensor: AnyTensor) -> torch.Tensor:
     return tensor.load() if isinstance(tensor, LazyTensor) else tensor.detach()
 
 
+def devices_of(model: nn.Module, device: Device | Mapping[Any, Device] | Placement | None) -> dict[str, torch.device]:
+    """Where each parameter and buffer of a model is to go, under every name it has.
+
+    Raises:
+        SelectorError, LoadError: as `placement_of` and `Placement.resolved` say.
+    """
+    inner = unwrapped(model)
+    live = live_tensors(inner)
+    ties = tied_names(live)
+    return placement_of(device).resolved(live, ties, blocks_of(inner))
+
+
+def place(model: nn.Module, device: Device | Mapping[Any, Device] | Placement | None) -> None:
+    """Move the parameters and buffers of a model to their devices, in place.
+
+    They stay the same objects, with their gradients and ties, wherever torch allows it: not on the way to the meta
+    device. What is on the meta device stays there, for it has no values to move.
+
+    Args:
+        model: any module; wrappers are looked through.
+        device: as of `placement_of`.
+
+    Raises:
+        SelectorError: a selector chooses nothing. The model is untouched.
+        LoadError: a device is not here, or a tensor would go to two. The model is untouched.
+    """
+    _move(unwrapped(model), devices_of(model, device))
+
+
+def _move(model: nn.Module, devices: Devices) -> None:
+    kinds = set(devices.values())
+    if len(kinds) == 1 and "meta" not in {device.type for device in kinds}:
+        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(*kinds))
+        return
+    values: dict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+    made: dict[tuple[object, ...], torch.Tensor] = {}
+    for path, module in named_modules(model):
+        before = len(values)
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None or tensor.is_meta:
+                continue
+            device, here = devices[f"{path}.{key}" if path else key], identity(tensor)
+            if tensor.device == device:
+                continue
+            if here not in made:
+                if here not in values:  # the old memory is held, or another tensor might be given the same place
+                    values[here] = (tensor.data, tensor.data.to(device))
+                put = _put(tensor, values[here][1])
+                if put is tensor:
+                    continue
+                made[here] = put
+            setattr(module, key, made[here])
+        if len(values) > before and isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+
+
+def _put(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A parameter or buffer with its values on another device: the same object where torch allows, else a new one."""
+    gradient = tensor.grad if tensor.is_leaf else None
+    if gradient is not None:
+        tensor.grad = None
+    if torch._has_compatible_shallow_copy_type(tensor, value):
+        tensor.data, put = value, tensor
+    elif is_lazy(tensor):
+        kind: Any = type(tensor)
+        put = kind(tensor.requires_grad, value.device, value.dtype)
+    else:
+        put = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    if gradient is not None:
+        put.grad = gradient.to(value.device)
+    return put
+
+
 def apply_plan(
     model: nn.Module,
     plan: LoadPlan,
     tensors: Tensors,
     extra: Mapping[str, Any],
     *,
-    device: torch.device | str | None = None,
+    devices: Devices | None = None,
     assign: bool = False,
     fresh: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[str, ...]:
@@ -45,7 +122,8 @@ def apply_plan(
         model: without wrappers.
         plan: checked.
         tensors, extra: of the source, by name.
-        device: where the model goes first.
+        devices: where each parameter and buffer goes first; if None they stay, and those on the meta device that get
+            values come to the CPU.
         assign: make parameters of the file instead of copying, where that can be.
         fresh: by first name, values for what is on the meta device and keeps values of the model's own.
 
@@ -55,10 +133,10 @@ def apply_plan(
     """
     places = _places(plan, tensors)
     tensors = _apart(model, plan, tensors)
-    if device is not None:
-        model._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
-    views = _views(model, plan, tensors, places, device) if assign else {}
-    _place(model, plan, device, views, fresh or {})
+    if devices is not None:
+        _move(model, devices)
+    views = _views(model, plan, tensors, places, devices or {}) if assign else {}
+    _place(model, plan, devices or {}, views, fresh or {})
     _copy(model, plan, tensors, extra, places, set(views))
     return _about_views(plan, places, views) if assign else ()
 
@@ -106,7 +184,7 @@ def _places(plan: LoadPlan, tensors: Tensors) -> dict[str, Place]:
 
 
 def _views(
-    model: nn.Module, plan: LoadPlan, tensors: Tensors, places: Mapping[str, Place], device: torch.device | str | None
+    model: nn.Module, plan: LoadPlan, tensors: Tensors, places: Mapping[str, Place], devices: Devices
 ) -> dict[str, torch.Tensor]:
     """By first name, tensors that are views of a private mapping of their file, for all that may become one."""
     live = live_tensors(model)
@@ -114,7 +192,6 @@ def _views(
     for name, tensor in live.items():
         if _is_plain(tensor) and tensor.device.type == "cpu":
             neighbours[tensor.untyped_storage().data_ptr()].add(plan.tied.get(name, name))
-    onto_cpu = device is None or torch.device(device).type == "cpu"
     chosen: dict[str, tuple[Place, LazyTensor]] = {}
     for move in plan.moves:
         name, place = plan.tied.get(move.target, move.target), places.get(move.target)
@@ -125,7 +202,7 @@ def _views(
         if not _is_plain(tensor) or not same_order(lazy, tensor) or place.offset % tensor.dtype.itemsize:
             continue
         alone = tensor.device.type == "cpu" and len(neighbours[tensor.untyped_storage().data_ptr()]) == 1
-        if (alone and not tensor.is_shared()) or (tensor.is_meta and onto_cpu):
+        if (alone and not tensor.is_shared()) or (tensor.is_meta and devices.get(name, CPU) == CPU):
             chosen[name] = (place, lazy)
     return _mapped(chosen)
 
@@ -152,7 +229,7 @@ def _mapped(chosen: Mapping[str, tuple[Place, LazyTensor]]) -> dict[str, torch.T
 def _place(
     model: nn.Module,
     plan: LoadPlan,
-    device: torch.device | str | None,
+    devices: Devices,
     views: Mapping[str, torch.Tensor],
     fresh: Mapping[str, torch.Tensor],
 ) -> None:
@@ -166,7 +243,8 @@ def _place(
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             name = f"{path}.{key}" if path else key
             name = plan.tied.get(name, name)
-            if tensor is None or (name not in reached and name not in fresh):
+            device = devices.get(name, CPU)
+            if tensor is None or (name not in reached and name not in fresh) or device.type == "meta":
                 continue
             if not tensor.is_meta:
                 if name in views:
@@ -175,7 +253,7 @@ def _place(
                 continue
             if name not in made:
                 value = views.get(name, fresh.get(name))
-                value = torch.empty_like(tensor, device=device or "cpu") if value is None else value
+                value = torch.empty_like(tensor, device=device) if value is None else value.to(device)
                 parameter = isinstance(tensor, nn.Parameter)
                 made[name] = nn.Parameter(value, tensor.requires_grad) if parameter else value
             setattr(module, key, made[name])  # not into its dict: recurrent layers keep a list beside
@@ -205,6 +283,7 @@ def _copy(
     """Copy what is not done: by several threads from files where bytes can be used as they are, else one by one."""
     live = live_tensors(model)
     first = {move.target: plan.tied.get(move.target, move.target) for move in plan.moves}
+    done |= {first[name] for name in first if name in live and live[name].is_meta}  # as asked, without values
     try:
         _read(_straight(plan, live, tensors, places, done), done)
         with torch.no_grad():

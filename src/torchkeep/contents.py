@@ -13,6 +13,7 @@ from torch import nn
 
 from .core import tagged
 from .core import tree as trees
+from .core.about import NOTHING, About, licences_differ, with_parents, written
 from .core.checkpoint import Checkpoint
 from .core.composite import Chunked, Composite
 from .core.facts import NO_DIGEST, FileFacts, Parts
@@ -29,13 +30,15 @@ from .core.live import (
 )
 from .core.modulespec import ModuleSpec
 from .core.operations import Operation
-from .core.origin import Origins, origins_of, packed
+from .core.origin import Origins, lineage_of, origins_of, packed
 from .core.tensors import LazyTensor, TensorSpec, contiguous_stride, dtype_name
 from .core.version import PRODUCER
 from .errors import UnsavableError
 from .formats._pause import collector_paused
 from .formats.layout import without_code
 from .inspecting import inspect
+from .lineage import Given, as_about
+from .recording import Factory, architecture_of
 from .surgery import history
 
 
@@ -58,8 +61,8 @@ class Contents:
 
 
 @collector_paused()
-def of_module(model: nn.Module) -> Contents:
-    """What goes into the file of a live model: what its state dict names, and the description of the modules."""
+def of_module(model: nn.Module, about: Given = None, factory: Factory | None = None) -> Contents:
+    """What goes into the file of a live model: what its state dict names, and what makes the modules again."""
     state, extra = state_of(model)
     parameters = {name for name, _ in named_parameters(model)}
     kinds = {name: "parameter" if name in parameters else "buffer" for name in state}
@@ -70,14 +73,26 @@ def of_module(model: nn.Module) -> Contents:
         tensors, kinds = tensors | inside, kinds | more
     origins = packed({name: origin for name, origin in origins_of(model).items() if name in state})
     module, surgery = inspect(unwrapped(model)), history(model)
-    return contents_of(tensors, kinds, kind="module", tree=tree, module=module, origins=origins, surgery=surgery)
+    facts = with_parents(as_about(about, loaded=origins.files), lineage_of(model, origins.files))
+    contents = contents_of(
+        tensors, kinds, kind="module", tree=tree, module=module, origins=origins, surgery=surgery, about=facts
+    )
+    recorded = architecture_of(model, state, factory)
+    return replace(
+        contents,
+        facts=msgspec.structs.replace(contents.facts, architecture=recorded.architecture),
+        notes=(*contents.notes, *licences_differ(facts.parents), *recorded.notes),
+    )
 
 
 @collector_paused()
-def of_object(obj: Any, *, metadata: Mapping[str, str] | None = None, module: ModuleSpec | None = None) -> Contents:
+def of_object(
+    obj: Any, *, metadata: Mapping[str, str] | None = None, module: ModuleSpec | None = None, about: Given = None
+) -> Contents:
     """What goes into the file of a nested object; inert records of an opened checkpoint are kept as records."""
+    facts = as_about(about)
     tensors, kinds, tree = taken_apart(obj)
-    return contents_of(tensors, kinds, kind="object", tree=tree, module=module, metadata=metadata)
+    return contents_of(tensors, kinds, kind="object", tree=tree, module=module, metadata=metadata, about=facts)
 
 
 def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
@@ -89,7 +104,15 @@ def of_checkpoint(ckpt: Checkpoint, *, model_only: bool = False) -> Contents:
     else:
         tree = trees.ABSENT if model_only else ckpt.tree
         contents, notes = of_opened(tree, ckpt.tensors, ckpt.metadata, None if facts.whole else facts.module)
-    kept = msgspec.structs.replace(contents.facts, origins=packed(ckpt.origins), surgery=list(ckpt.surgery))
+    if facts.graph is not None:
+        notes = (*notes, f"the graph in {facts.graph.name} belongs to {ckpt.file} alone and is left out")
+    kept = msgspec.structs.replace(
+        contents.facts,
+        origins=packed(ckpt.origins),
+        surgery=list(ckpt.surgery),
+        about=written(ckpt.about),
+        architecture=ckpt.architecture,
+    )
     return replace(contents, facts=kept, notes=(*contents.notes, *notes))
 
 
@@ -145,6 +168,7 @@ def contents_of(
     origins: Origins | None = None,
     metadata: Mapping[str, str] | None = None,
     surgery: Sequence[Operation] = (),
+    about: About = NOTHING,
 ) -> Contents:
     """Decide what is written of named tensors: each once, those on the meta device not at all.
 
@@ -192,6 +216,7 @@ def contents_of(
         origins=origins or Origins(),
         producer=PRODUCER,
         surgery=list(surgery),
+        about=written(about),
     )
     return Contents(own, specs, facts, tuple(notes), dict(metadata or {}))
 

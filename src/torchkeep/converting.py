@@ -17,17 +17,19 @@ import torch
 from .contents import lost, of_checkpoint
 from .core import tagged
 from .core import tree as trees
-from .core.checkpoint import Checkpoint
+from .core.checkpoint import EDITED, Checkpoint
 from .core.facts import FileFacts
 from .core.report import ConvertReport, SaveReport
 from .core.tree import ABSENT, Global, Record
 from .edit.casting import Casting, as_dtype, cast_notes
-from .edit.flat import EDITED, standing
+from .edit.flat import standing
 from .engines.files import write_file
 from .errors import LoadError, SaveError, UnsavableError
 from .formats._composites import held_tensor
 from .formats._pickle_writer import Unhashable
-from .formats.torch_zip_writer import lay_out
+from .formats._torch_versions import TODAY, TorchVersion, torch_version
+from .formats.torch_legacy_writer import LegacyFile, lay_out_legacy
+from .formats.torch_zip_writer import Archive, lay_out
 from .opening import PathLike, open_checkpoint
 from .sharding import shard_size
 from .writing import Progress, check_apart, counted, write_contents
@@ -43,6 +45,7 @@ def convert(
     model_only: bool = False,
     dtype: torch.dtype | str | None = None,
     max_shard_size: int | str | None = None,
+    for_torch: str | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Write any checkpoint anew, without running code from it and without loading it whole.
@@ -60,18 +63,25 @@ def convert(
         dtype: cast floating-point tensors to this dtype, e.g. `bf16`; complex, whole and quantized ones stay.
         max_shard_size: for safetensors: bytes of a file, as a number or as `5GB` or `500MiB`. Where one file does not
             hold all, as many are written as it takes, and `<target>.index.json`, last; they replace nothing.
+        for_torch: the version of torch that has to open the file, such as `torch==1.4` or `1.13.1`: the file is laid
+            out as that version does it, for its own torch.load. docs/versions.md says what each of them has.
         progress: called with (bytes done, bytes in all).
 
     Raises:
         OpenError: the source cannot be read.
         SaveError: the target cannot be written; nothing half-written is left.
+        UnsavableError: a tensor is of a dtype or a layout that the version in `for_torch` does not have.
     """
     path = Path(target)
+    version = TODAY if for_torch is None else torch_version(for_torch)
     if path.suffix not in {".safetensors", *TORCH_SUFFIXES}:
         endings = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise SaveError(f"{path} has another ending than {endings}", hint="the ending says what is written")
     if max_shard_size is not None and path.suffix != ".safetensors":
         raise SaveError("only safetensors files are written in shards", hint="give a target that ends in .safetensors")
+    if version.exact and path.suffix == ".safetensors":
+        endings = ", ".join(TORCH_SUFFIXES)
+        raise SaveError("safetensors files are the same for every torch", hint=f"give a target that ends in {endings}")
     most = None if max_shard_size is None else shard_size(max_shard_size)
     ckpt = standing(source) if isinstance(source, Checkpoint) else open_checkpoint(source)
     title = ckpt.file if isinstance(source, Checkpoint) else os.fspath(source)
@@ -87,7 +97,7 @@ def convert(
         contents, notes = of_checkpoint(ckpt, model_only=model_only), ()
         saved = write_contents(contents, path, most=most, progress=progress)
     else:
-        saved, notes = _torch_zip(ckpt, path, model_only, progress)
+        saved, notes = _for_torch(ckpt, path, model_only, version, progress)
     notes += tuple(finding.message for finding in ckpt.findings if finding.code == EDITED)
     notes += cast_notes(ckpt.values(), asked=dtype is not None)
     return ConvertReport(title, str(path), saved, notes)
@@ -96,20 +106,27 @@ def convert(
 # A file for torch.load
 
 
-def _torch_zip(
-    ckpt: Checkpoint, path: Path, model_only: bool, progress: Progress | None
+def _for_torch(
+    ckpt: Checkpoint, path: Path, model_only: bool, version: TorchVersion, progress: Progress | None
 ) -> tuple[SaveReport, tuple[str, ...]]:
-    """Write what torch.load opens with weights_only."""
+    """Write what torch.load opens with weights_only, or what it opens in another version."""
     started = time.perf_counter()
-    stand_ins = _StandIns()
+    stand_ins = _StandIns(version)
     module = ckpt.kind == "module" or (isinstance(ckpt.tree, Record) and ckpt.tree.is_module)
     root = _state_dict(ckpt) if module or model_only or ckpt.tree is ABSENT else ckpt.tree
-    archive = lay_out(root, path.stem, stand_ins)
-    pieces: Iterator[Any] = archive.pieces()
+    if version.exact:
+        for leaf in trees.leaves(root):
+            version.check(leaf.tensor, leaf.name)
+    file: Archive | LegacyFile
+    if version.is_legacy:
+        file = lay_out_legacy(root, stand_ins, version)
+    else:
+        file = lay_out(root, path.stem, stand_ins, version)
+    pieces: Iterator[Any] = file.pieces()
     if progress is not None:
-        pieces = counted(pieces, archive.total, progress)
-    write_file(path, pieces, nbytes=archive.total)
-    notes = (*lost(ckpt.tensors), *stand_ins.notes())
+        pieces = counted(pieces, file.total, progress)
+    write_file(path, pieces, nbytes=file.total)
+    notes = (*lost(ckpt.tensors), *stand_ins.notes(), *file.notes)
     if module:
         notes += ("the model is written as its state dict",)
     away = sorted({tensor.device for tensor in ckpt.values()} - {"cpu", "meta"})
@@ -117,7 +134,7 @@ def _torch_zip(
         notes += (f"tensors that were saved from {', '.join(away)} are written as saved from the CPU",)
     report = SaveReport(
         path=str(path),
-        bytes_written=archive.total,
+        bytes_written=file.total,
         bytes_total=ckpt.nbytes,
         seconds=time.perf_counter() - started,
         tensors_written=len({tensor.identity for tensor in ckpt.values()}),
@@ -137,10 +154,18 @@ def _state_dict(ckpt: Checkpoint) -> Any:
     return state
 
 
+_WIDER = {"bool": "uint8", "uint16": "int32", "uint32": "int64"}
+
+
 @dataclass
 class _StandIns:
-    """What is written in the place of values that torch.load does not take with weights_only, and how often."""
+    """What is written in the place of values that torch.load does not take with weights_only, and how often.
 
+    Attributes:
+        version: of torch, which may have fewer dtypes than today's.
+    """
+
+    version: TorchVersion = TODAY
     counts: Counter[str] = field(default_factory=Counter)
     _made: dict[tuple[bool, int], tuple[Any, Any]] = field(default_factory=dict)
     _leaves: int = 0
@@ -162,6 +187,8 @@ class _StandIns:
             return self._told(None, "tuples inside of themselves as None")
         if isinstance(value, int):
             return self._told(hex(value), "integers of more than 255 bytes as text")
+        if isinstance(value, torch.dtype):
+            return self._told(str(value), f"dtypes that {self.version} does not have as text")
         if isinstance(value, Global):
             return self._told(value.qualified, "names of classes and functions as text")
         if isinstance(value, frozenset):
@@ -204,7 +231,13 @@ class _StandIns:
             tensor = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
         except TypeError:
             return self._told(None, f"arrays of {value.dtype} as None")
-        return self._told(held_tensor(tensor, "array"), "NumPy arrays as tensors")
+        if self.version.has_dtype(tensor.dtype):
+            return self._told(held_tensor(tensor, "array"), "NumPy arrays as tensors")
+        wider = _WIDER.get(str(value.dtype))
+        if wider is None:
+            return self._told(None, f"arrays of {value.dtype} as None")
+        wide = tensor.to(getattr(torch, wider))
+        return self._told(held_tensor(wide, "array"), f"NumPy arrays of {value.dtype} as tensors of {wider}")
 
     def notes(self) -> tuple[str, ...]:
         """One note for each kind of replacement."""

@@ -165,7 +165,7 @@ class PartialLoadError(LoadError):
 
 
 class OutputsDifferError(LoadError):
-    """The model was loaded, and what it computes is not what it should. It holds the new values.
+    """What is computed is not what should be: by a model that was loaded and holds the new values, or by an export.
 
     Attributes:
         difference: the largest absolute difference; infinite where the outputs are not alike at all.
@@ -214,6 +214,10 @@ class StopWarning(UserWarning):
 
 class FrozenChangedWarning(UserWarning):
     """What is frozen has changed, and `trust_frozen` had relied on it."""
+
+
+class GraphWarning(UserWarning):
+    """A model that was loaded as a graph does not do something as the model did that was exported."""
 
 
 class RunLockedError(SaveError):

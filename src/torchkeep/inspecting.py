@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .core.live import identity, named_modules, unwrapped
+from .core.live import class_name, identity, named_modules, unwrapped
 from .core.modulespec import ModuleEntry, ModuleSpec, TensorEntry
 from .core.tensors import dtype_name
 from .freezing import freeze_state, is_held
@@ -33,17 +33,13 @@ def inspect(model: nn.Module) -> ModuleSpec:
     modules = list(named_modules(model))
     first: dict[object, str] = {}
     return ModuleSpec(
-        class_name=_class_name(model),
+        class_name=class_name(model),
         modules=tuple(
-            ModuleEntry(path, _class_name(module), module.training, is_held(module)) for path, module in modules
+            ModuleEntry(path, class_name(module), module.training, is_held(module)) for path, module in modules
         ),
         tensors=tuple(entry for path, module in modules for entry in _entries(path, module, first)),
         freeze=freeze_state(model),
     )
-
-
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _entries(path: str, module: nn.Module, first: dict[object, str]) -> Iterator[TensorEntry]:

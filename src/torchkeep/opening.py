@@ -158,15 +158,6 @@ def load(
     return trees.rebuild(tree, tensor)
 
 
-def devices() -> tuple[str, ...]:
-    """The devices that tensors can be loaded to here: `cpu`, then every accelerator that torch sees."""
-    found = ["cpu"]
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        found += [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())] if kind else []
-    return tuple(found)
-
-
 class _Ready(Storages):
     """Storages on the CPU of which some were read beforehand."""
 

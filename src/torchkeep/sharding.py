@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from .contents import Contents
+from .core.about import NOTHING
 from .core.facts import FileFacts
 from .core.live import (
     spec_of,
@@ -70,7 +71,9 @@ def _shard(contents: Contents, members: list[str], home: Mapping[str, str], *, f
         tree=facts.tree if first else msgspec.UNSET,
         whole=facts.kind if first else "",
         surgery=facts.surgery if first else [],
+        architecture=facts.architecture if first else None,
         origins=facts.origins if first else Origins(),
+        about=facts.about if first else NOTHING,
     )
     tensors = {name: contents.tensors[name] for name in members}
     specs = {name: contents.specs[name] for name in members}

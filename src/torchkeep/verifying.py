@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .core.digests import digest_bytes
+from .core.facts import Graph
 from .core.history import decode_history, whole_lines
 from .core.limits import Limits
 from .core.manifest import Body, pack_id
@@ -16,7 +17,7 @@ from .core.report import Damage, VerifyReport
 from .core.source import Source, read_all
 from .core.spans import Span, gaps, span_text, spans_of, within
 from .core.tensors import LazyTensor, dtype_name
-from .errors import CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
+from .errors import CheckpointNotFoundError, CorruptCheckpointError, KeyNotFoundError, LoadError, OpenError
 from .formats._dispatch import recognise
 from .formats.safetensors import Safetensors, read_header, stored_tensors
 from .opening import PathLike, as_source
@@ -96,6 +97,8 @@ def _file(tally: _Tally, source: Source) -> None:
             tally.unchecked.append("its writer left out the checksums of its records")
     elif ckpt.facts is not None and ckpt.facts.header:
         _digests(tally, ckpt.facts.digests, stored_tensors(source, Limits()))
+        if ckpt.facts.graph is not None:
+            _graph(tally, source, ckpt.facts.graph)
     else:
         tally.unchecked.append(
             f"a {ckpt.format} file without digests carries nothing to check it against; `torchkeep convert` adds them"
@@ -115,6 +118,17 @@ def _digests(tally: _Tally, digests: Mapping[str, str], stored: Mapping[str, Laz
         tally.add(name, stored[name].nbytes, "" if _digest(stored[name]) == digest else "its bytes changed")
     for name in sorted(stored.keys() - digests.keys()):
         tally.add(name, stored[name].nbytes, "it has no digest")
+
+
+def _graph(tally: _Tally, source: Source, graph: Graph) -> None:
+    """The file of the graph beside that of the weights; one that is not there is no damage of what is."""
+    try:
+        beside = source.sibling(graph.name)
+    except CheckpointNotFoundError:
+        tally.unchecked.append(f"its graph, {graph.name}, is not beside it")
+        return
+    same = beside.size == graph.nbytes and digest_bytes(read_all(beside)) == graph.digest
+    tally.add(graph.name, beside.size, "" if same else "it is not the graph that was saved with this file")
 
 
 def _digest(tensor: LazyTensor) -> str:

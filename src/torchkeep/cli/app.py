@@ -11,6 +11,7 @@ import typer
 import torchkeep as tk
 
 from . import (
+    about,
     average,
     cast,
     convert,
@@ -25,6 +26,7 @@ from . import (
     prove_resume,
     prune,
     rename,
+    rescue,
     runs,
     salvage,
     scan,
@@ -61,6 +63,7 @@ def _options(
 
 
 app.command()(inspect.inspect)
+app.command()(about.about)
 app.command()(convert.convert)
 app.command()(select.select)
 app.command()(drop.drop)
@@ -73,6 +76,7 @@ app.command()(diff.diff)
 app.command()(load.load)
 app.command()(scan.scan)
 app.command()(salvage.salvage)
+app.command()(rescue.rescue)
 app.command()(verify.verify)
 app.command()(runs.runs)
 app.command()(prune.prune)

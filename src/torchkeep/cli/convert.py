@@ -25,9 +25,21 @@ def convert(
         str | None,
         typer.Option("--max-shard-size", help="Write several safetensors files and their index: 5GB, 500MB."),
     ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option("--for", metavar="VERSION", help="The version of torch that has to open it: torch==1.4, 1.13.1."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint anew: as safetensors with flags, ties and digests, or for torch.load with weights_only."""
     with progress("converting") as step:
-        report = tk.convert(source, target, model_only=model, dtype=dtype, max_shard_size=max_shard_size, progress=step)
+        report = tk.convert(
+            source,
+            target,
+            model_only=model,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            for_torch=version,
+            progress=step,
+        )
     answer(report, as_json)

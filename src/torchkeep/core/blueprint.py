@@ -17,6 +17,13 @@ class ModuleRef:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """A value that several modules hold, where it stands in one: its place in `Blueprint.objects`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Construction:
     """What a class or a function was called with. Inert: records, names, lazy tensors and ModuleRefs for the rest."""
 
@@ -41,6 +48,7 @@ class Part:
         hooks: kind -> what was hooked in, inert. None of it is run.
         code: method -> digest of its source, for classes that are not torch's.
         source: text of its class, where the file has it.
+        parametrized: its class had been given properties by `torch.nn.utils.parametrize`.
     """
 
     path: str
@@ -55,6 +63,7 @@ class Part:
     hooks: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    parametrized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,8 @@ class Blueprint:
         factory: name of the function that makes the whole model, `package.module:function`, where one was given.
         construction: what that function is called with.
         libraries: versions of the packages that its classes are from.
-        lost: what could not be kept of it when it was saved.
+        lost: place -> why it could not be kept when it was saved.
+        objects: values that several modules hold, inert.
     """
 
     file: str
@@ -77,7 +87,8 @@ class Blueprint:
     factory: str = ""
     construction: Construction = Construction()
     libraries: Mapping[str, str] = field(default_factory=dict)
-    lost: tuple[str, ...] = ()
+    lost: Mapping[str, str] = field(default_factory=dict)
+    objects: tuple[Any, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:

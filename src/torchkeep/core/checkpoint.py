@@ -11,6 +11,8 @@ import torch
 
 from ..errors import SelectorError
 from . import tree as trees
+from .about import About
+from .architecture import Architecture
 from .freezespec import Frozen
 from .names import fold, nearest
 from .operations import Operation
@@ -37,6 +39,7 @@ CONTAINERS = (
     "ema_model",
 )
 
+EDITED = "edited"  # the format of what a function of `tk.edit` made, and the code of what it has to say
 SEVERITIES = ("info", "warning", "danger")
 
 
@@ -127,6 +130,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         surgery: what `tk.surgery` had done to the model, when torchkeep saved it; `tk.surgery.replay` does it again.
         optimizers: the states of optimizers by the names of their parameters, when a run of torchkeep saved them.
         origins: where tensors were loaded from before torchkeep saved them, by name.
+        about: licence, source, training data, classes, preprocessing, a text, and what the model was made of.
+        architecture: what it takes to make the model again, when torchkeep saved a whole one; `tk.load_model` does.
     """
 
     file: str
@@ -145,6 +150,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
     surgery: tuple[Operation, ...] = ()
     optimizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    about: About = field(default_factory=About)
+    architecture: Architecture | None = None
 
     def __getitem__(self, name: str) -> LazyTensor:
         try:
@@ -235,6 +242,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             kind="module" if isinstance(inside, trees.Record) else "weights",
             modules=within,
             origins={name[len(lead) :]: origin for name, origin in self.origins.items() if name.startswith(lead)},
+            about=self.about,
         )
 
     def load(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
@@ -272,11 +280,17 @@ class Checkpoint(Mapping[str, LazyTensor]):
                 ("model under", container),
                 ("loaded from", counted(self.origins)),
                 ("modules", shorten(sorted({module.class_name for module in self.modules if module.class_name}))),
+                *self.about.lines(short=True),
+                ("graph", self._graph()),
             ),
             columns=("name", "tensor", "count", "size", "device", "grad"),
             rows=tuple(rows),
             notes=(*map(str, self.findings), *_listed(self.surgery)),
         )
+
+    def _graph(self) -> str:
+        graph = getattr(self.facts, "graph", None)
+        return f"{graph.name}, exported in {graph.mode} mode" if graph else ""
 
     def __str__(self) -> str:
         return str(self.table())

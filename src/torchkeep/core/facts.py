@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from .about import NOTHING, About
+from .architecture import Architecture
 from .modulespec import ModuleSpec
 from .operations import Operation
 from .origin import Origins
@@ -48,6 +50,29 @@ class Runs(msgspec.Struct, frozen=True, omit_defaults=True):
     devices: dict[str, list[int]] = {}
 
 
+class Graph(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A program of torch.export in a file beside that of the weights, which it does not have.
+
+    Attributes:
+        name: of the file, in the folder of the weights.
+        nbytes, digest: its size, and BLAKE3 of all of it.
+        inputs: dtype and shape of each example tensor, e.g. `float32[2, 3, 64, 64]`.
+        batch: whether the size of the first dimension is free.
+        mode: `train` or `eval`, the mode in which it was exported; `mixed` where modules were in different ones.
+        modal: operators in it that did one thing or another by that mode, e.g. `batch_norm`, `dropout`.
+        torch: the version that exported it.
+    """
+
+    name: str
+    nbytes: int
+    digest: str
+    inputs: list[str] = []
+    batch: bool = False
+    mode: str = "eval"
+    modal: list[str] = []
+    torch: str = ""
+
+
 class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """The facts of one file. Every member is optional for a reader: the file is a good safetensors file without them.
 
@@ -72,6 +97,9 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         origins: where the tensors of a model were loaded from before.
         producer: versions of what wrote it.
         surgery: what was done to the structure of the module, in order.
+        about: licence, classes, parents ... as `core.about.written` gives them.
+        graph: the program that computes what the module did, where one was saved with it.
+        architecture: what it takes to make the module again.
     """
 
     version: int = 1
@@ -95,6 +123,9 @@ class FileFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     origins: Origins = Origins()
     producer: dict[str, str] = {}
     surgery: list[Operation] = []
+    about: About = NOTHING
+    graph: Graph | None = None
+    architecture: Architecture | None = None
 
 
 def listed(stored: Sequence[str], facts: FileFacts) -> list[str]:

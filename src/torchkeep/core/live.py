@@ -75,6 +75,27 @@ def named_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{key}" if path else key, buffer
 
 
+STANDS_FOR = "_torchkeep_part"
+"""Under this key of its `__dict__` a skeleton has the part that it stands for."""
+
+
+def class_name(module: nn.Module) -> str:
+    """`module.name` of the class of a module; of a skeleton, that of the class it stands for."""
+    part = module.__dict__.get(STANDS_FOR)
+    return part.class_name if part is not None else f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether `torch.nn.utils.parametrize` has put a class of its own before that of the module."""
+    kind = type(module)
+    return kind.__module__ == "torch.nn.utils.parametrize" and kind.__name__.startswith("Parametrized")
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was written: what `torch.nn.utils.parametrize` put before it is left out."""
+    return type(module).__bases__[0] if is_parametrized(module) else type(module)
+
+
 def module_at(model: nn.Module, path: str) -> nn.Module:
     """The module of a path as `named_modules` gives it.
 

@@ -113,19 +113,20 @@ class Selector:
             atom.text for atom in atoms if not any(_hit(atom, name, blocks) for name in listed) or atom.beyond(blocks)
         ]
 
-    def check(self, names: Iterable[str], what: str, where: str) -> None:
+    def check(self, names: Iterable[str], what: str, where: str, blocks: Sequence[str] = ()) -> None:
         """Refuse parts that match none of the names.
 
         Args:
             names: dotted names.
             what: the argument that the selector was given as, e.g. `adapt`.
             where: what has the names, e.g. `the model`.
+            blocks: top-level blocks in order, for `first n` and `last n`.
 
         Raises:
             SelectorError: a part matches nothing; the hint has the nearest names.
         """
         listed = list(names)
-        for part in self.unused(listed):
+        for part in self.unused(listed, blocks):
             close = nearest(part.removesuffix(".*"), with_parents(listed))
             hint = f"the nearest names are {', '.join(map(repr, close))}" if close else "print(model) shows its names"
             raise SelectorError(f"{what}={part!r} matches nothing in {where}", hint=hint)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .about import Parent
 from .live import named_modules
 
 _ATTRIBUTE = "_torchkeep_origins"
+_LINEAGE = "_torchkeep_lineage"
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -60,24 +63,49 @@ def origins_of(model: nn.Module) -> dict[str, Origin]:
     return found
 
 
-def remember(model: nn.Module, origins: Mapping[str, Origin]) -> None:
+def lineage_of(model: nn.Module, files: Iterable[str]) -> list[Parent]:
+    """The files that tensors of a model were loaded from as parents, with what these files said when they were loaded.
+
+    Args:
+        model: any module.
+        files: those of its origins that are asked for.
+    """
+    found: dict[str, list[Any]] = {file: [] for file in files}
+    for _, module in named_modules(model):
+        for file, held in module.__dict__.get(_LINEAGE, {}).items():
+            if file in found and held not in found[file]:
+                found[file].append(held)
+    return [msgspec.convert(held, Parent) for file, all_held in found.items() for held in all_held or [{"name": file}]]
+
+
+def remember(model: nn.Module, origins: Mapping[str, Origin], parents: Iterable[Parent] = ()) -> None:
     """Keep with each module where its tensors come from; what is not named keeps what is known of it.
 
-    It is kept as plain tuples, so that who unpickles the module needs no torchkeep.
+    It is kept as plain tuples and dicts, so that who unpickles the module needs no torchkeep.
+
+    Args:
+        model: any module.
+        origins: of its tensors, by name.
+        parents: what is known of the files among them.
     """
+    lineage = {parent.name: msgspec.to_builtins(parent) for parent in parents}
     for path, module in named_modules(model):
         lead = f"{path}." if path else ""
         shapes = _shapes(module).items()
-        known = ((key, shape, origins.get(lead + key)) for key, shape in shapes)
-        held = {key: (shape, *msgspec.structs.astuple(one)) for key, shape, one in known if one is not None}
+        loaded = [(key, shape, origins[lead + key]) for key, shape in shapes if lead + key in origins]
+        held = {key: (shape, *msgspec.structs.astuple(one)) for key, shape, one in loaded}
         if held:
             module.__dict__[_ATTRIBUTE] = module.__dict__.get(_ATTRIBUTE, {}) | held
+            known = {one.file: lineage[one.file] for _, _, one in loaded if one.file in lineage}
+            if known:
+                module.__dict__[_LINEAGE] = module.__dict__.get(_LINEAGE, {}) | known
 
 
 def forget(model: nn.Module) -> None:
     """Forget where anything comes from."""
     for _, module in named_modules(model):
         module.__dict__.pop(_ATTRIBUTE, None)
+        module.__dict__.pop(_LINEAGE, None)
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

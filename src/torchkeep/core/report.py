@@ -300,6 +300,33 @@ class SaveReport:
 
 
 @dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: the file.
+        bytes: its size, with that of the file of its weights where there is one.
+        difference: the largest absolute difference between its outputs and the model's; None where it was not checked.
+        checked: the inputs it was checked on: dtype and shape of their tensors.
+        notes: what else the caller should know.
+    """
+
+    path: str
+    bytes: int
+    difference: float | None
+    checked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"exported {self.path}: {human_bytes(self.bytes)}; "
+        if self.difference is None:
+            text += "not checked against the model"
+        else:
+            text += f"differs from the model by {self.difference:.2g} at most, on {' and '.join(self.checked)}"
+        return "\n".join([text, *(f"  {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A snapshot that could not be used, and why."""
 

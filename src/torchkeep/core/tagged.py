@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import CorruptCheckpointError, UnsavableError
+from .blueprint import ModuleRef, ObjectRef
 from .tensors import DTYPES, dtype_name
 from .tree import Global, Record, as_tensor, key_text
 
@@ -27,7 +28,7 @@ _NODES = 10_000_000
 _REVISITS = 100_000  # a container written again for each way to reach it: forty levels of two are a trillion
 
 Json = Any
-TensorName = Callable[[tuple[str, ...], Any], str]
+TensorName = Callable[[tuple[str, ...], Any], Json]
 
 
 _ARRAY = 1 << 20  # bytes of an array that is kept as text; larger ones are saved as tensors
@@ -38,7 +39,8 @@ def encode(value: Any, tensor_name: TensorName | None = None) -> Json:
 
     Args:
         value: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, their standard relatives,
-            torch dtypes, devices and sizes, NumPy scalars, inert records, and tensors where `tensor_name` is given.
+            torch dtypes, devices and sizes, NumPy scalars, inert records, references to modules and objects, and
+            tensors where `tensor_name` is given.
         tensor_name: from the path of a tensor in `value`, and the tensor, to the name under which its bytes are kept.
 
     Raises:
@@ -101,6 +103,8 @@ class _Encoder:
             return {"$": "array", "dtype": value.dtype.str, "shape": list(value.shape), "v": data}
         if kind is Global:
             return {"$": "global", "v": [value.module, value.name]}
+        if kind is ModuleRef or kind is ObjectRef:
+            return {"$": "module" if kind is ModuleRef else "object", "v": value.index}
         return NotImplemented
 
     def _container(self, value: Any, path: tuple[str, ...]) -> Json:
@@ -281,6 +285,12 @@ def _number(value: Mapping[str, Json]) -> Any:
     return np.frombuffer(base64.b64decode(value["v"]), dtype=dtype)[0]
 
 
+def _number_of(value: Mapping[str, Json]) -> int:
+    if type(value["v"]) is not int:
+        raise ValueError("no number of a module or an object")
+    return int(value["v"])
+
+
 _SCALARS: dict[str, Callable[[Mapping[str, Json]], Any]] = {
     "array": _array,
     "int": lambda value: int(value["v"], 16),
@@ -294,4 +304,6 @@ _SCALARS: dict[str, Callable[[Mapping[str, Json]], Any]] = {
     "Size": lambda value: torch.Size(value["v"]),
     "numpy": _number,
     "global": lambda value: Global(*value["v"]),
+    "module": lambda value: ModuleRef(_number_of(value)),
+    "object": lambda value: ObjectRef(_number_of(value)),
 }

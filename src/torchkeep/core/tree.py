@@ -69,7 +69,8 @@ class Record:
     @property
     def class_name(self) -> str:
         """`module.name` of the class, or a description where the file computed the class itself."""
-        return self.cls.qualified if isinstance(self.cls, Global) else "<computed by the file>"
+        name = named(self.cls)
+        return "<computed by the file>" if name is None else name.qualified
 
     @property
     def is_module(self) -> bool:
@@ -86,6 +87,20 @@ class Record:
         return f"<record {self.class_name}{f': {inside}' if inside else ''}>"
 
 
+def named(cls: Any) -> Global | None:
+    """The name of a class; of one inside of another too, which older pickles say as `getattr(Outer, "Inner")`."""
+    inner: list[str] = []
+    while isinstance(cls, Record) and len(inner) < _NESTED:
+        getting = cls.called and isinstance(cls.cls, Global) and cls.cls.qualified in _GETATTR and len(cls.args) == 2
+        if not getting or not isinstance(cls.args[1], str):
+            return None
+        inner.append(cls.args[1])
+        cls = cls.args[0]
+    if not isinstance(cls, Global):
+        return None
+    return Global(cls.module, ".".join((cls.name, *reversed(inner)))) if inner else cls
+
+
 def _brief(value: Any) -> str:
     """A value in a few characters, without what is inside of it."""
     if isinstance(value, (str, bytes)):
@@ -100,6 +115,7 @@ def _brief(value: Any) -> str:
 
 
 _MODULE_DICTS = ("_parameters", "_buffers", "_modules")
+_GETATTR, _NESTED = {"builtins.getattr", "__builtin__.getattr"}, 20
 
 _PLAIN_DICTS = (dict, OrderedDict)
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}

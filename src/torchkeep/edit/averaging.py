@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..core.about import combined, licences_differ
 from ..core.checkpoint import Checkpoint, Finding
 from ..core.composite import Chunked, Composite
 from ..core.pieces import Mean
@@ -67,9 +68,11 @@ def average(
     tensors, kept = _averaged(flats, shares)
     digests = {name: digest for name, digest in flats[-1].digests.items() if tensors[name] is flats[-1].tensors[name]}
     title = f"average of {len(flats)}: {shorten((flat.title for flat in flats), 3)}"
-    made = replace(flats[-1], title=title, tensors=tensors, digests=digests)
+    about = combined([flat.about for flat in flats])
+    made = replace(flats[-1], title=title, tensors=tensors, digests=digests, about=about)
     parts = ", ".join(f"{share:.4g}" for share in shares)
-    return made.checkpoint(f"average of {', '.join(flat.title for flat in flats)} by {parts}", *_said(flats, kept))
+    said = (*_said(flats, kept), *map(note, licences_differ(about.parents)))
+    return made.checkpoint(f"average of {', '.join(flat.title for flat in flats)} by {parts}", *said)
 
 
 def _run_of(source: Any) -> Run | None:

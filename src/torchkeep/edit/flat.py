@@ -13,9 +13,12 @@ import msgspec
 from ..contents import taken_apart
 from ..core import tagged
 from ..core import tree as trees
-from ..core.checkpoint import Checkpoint, Finding, Provenance, SavedModule
+from ..core.about import About
+from ..core.architecture import Architecture
+from ..core.checkpoint import EDITED, Checkpoint, Finding, Provenance, SavedModule
 from ..core.facts import FileFacts
 from ..core.freezespec import Frozen
+from ..core.lineage import parent_of
 from ..core.live import is_extra_state
 from ..core.modulespec import ModuleEntry, ModuleSpec, TensorEntry
 from ..core.names import Selector, nearest
@@ -28,7 +31,6 @@ from ..errors import SelectorError
 from ..pointing import checkpoint_of
 from .carrying import Moves, moved_paths, moved_spec
 
-EDITED = "edited"
 _RUN = "torchkeep_run"
 
 
@@ -46,7 +48,9 @@ class Flat:
         modules: what else is known of its modules.
         digests: BLAKE3 of tensors, as far as the file has them.
         origins: where tensors were loaded from before.
-        surgery: what was done to the structure of the model, as long as it is whole.
+        about: what is known of the model that stays true, and the files it was made of.
+        surgery, architecture: what was done to the structure of the model, and what makes it again, as long as it is
+            whole.
         metadata, findings, provenance: those of the file.
     """
 
@@ -60,6 +64,8 @@ class Flat:
     digests: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     surgery: tuple[Operation, ...] = ()
+    about: About = field(default_factory=About)
+    architecture: Architecture | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
@@ -111,6 +117,8 @@ class Flat:
             digests={moves[name]: digest for name, digest in self.digests.items() if name in moves},
             origins={moves[name]: origin for name, origin in self.origins.items() if name in moves},
             surgery=self.surgery if untouched else (),
+            about=self.about if all(name in moves for name in self.names) else classless(self.about),
+            architecture=self.architecture if untouched else None,
         )
 
     def checkpoint(self, what: str, *said: Finding) -> Checkpoint:
@@ -149,6 +157,8 @@ class Flat:
             frozen=Frozen() if self.module is None else self.module.as_frozen,
             origins=self.origins,
             surgery=self.surgery,
+            about=self.about,
+            architecture=self.architecture if self.whole else None,
         )
 
 
@@ -192,10 +202,22 @@ def flatten(given: Any) -> Flat:
         digests={name: digests[name] for name in held if name in digests},
         origins={name: origin for name, origin in model.origins.items() if name in held},
         surgery=model.surgery,
+        about=model.about if ckpt.format == EDITED else _inherited(ckpt),
+        architecture=model.architecture,
         metadata=model.metadata,
         findings=(*ckpt.findings, *_left_out(ckpt)),
         provenance=ckpt.provenance,
     )
+
+
+def _inherited(ckpt: Checkpoint) -> About:
+    """What is said of a file, for what is made of it: where it came from is said of it as the parent."""
+    return msgspec.structs.replace(ckpt.about, source="", parents=(parent_of(ckpt),))
+
+
+def classless(about: About) -> About:
+    """What stays true of a model that lost some of its tensors, perhaps those of its head."""
+    return msgspec.structs.replace(about, classes=())
 
 
 def extra_state_of(model: Checkpoint) -> dict[str, Any]:

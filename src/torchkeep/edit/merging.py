@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 from ..core import tagged
+from ..core.about import combined, licences_differ
 from ..core.checkpoint import Checkpoint, Finding, Provenance
 from ..core.table import shorten
 from ..errors import EditError, UnsavableError
@@ -46,7 +47,9 @@ def merge(*sources: Any, prefer: str | None = None) -> Checkpoint:
         _check_apart(flats)
     made = reduce(_joined, flats)
     titles = list(dict.fromkeys(flat.title for flat in flats))
-    return replace(made, title=" + ".join(titles)).checkpoint(f"merge {', '.join(titles)}", *_metadata_lost(flats))
+    about = combined([flat.about for flat in flats])
+    said = (*_metadata_lost(flats), *map(note, licences_differ(about.parents)))
+    return replace(made, title=" + ".join(titles), about=about).checkpoint(f"merge {', '.join(titles)}", *said)
 
 
 def _is_table(source: Any) -> bool:

@@ -74,7 +74,7 @@ def write_file(
         SaveError: the system refused otherwise.
         CommitUnknownError: the name was given, but the folder could not be made durable.
     """
-    start = path.name.encode()[:80].decode(errors="ignore")  # a name has at most 255 bytes
+    start = os.fsencode(path.name)[:80].decode(errors="ignore")  # a name has at most 255 bytes
     temporary = path.with_name(f"{TEMPORARY}{start}-{secrets.token_hex(6)}")
     asked = _Counted(pieces)
     try:

@@ -45,6 +45,23 @@ _NAMES: dict[Global, Hint] = {
     Global("torch.storage", "UntypedStorage"): Hint("it has untyped storages", (1, 13)),
     Global("torch.tensor", "_rebuild_from_type"): Hint("it names torch.tensor._rebuild_from_type", high=(1, 8)),
     Global("torch._tensor", "_rebuild_from_type"): Hint("it names torch._tensor._rebuild_from_type", (1, 9)),
+    Global("torch._utils", "_rebuild_sparse_csr_tensor"): Hint("a function rebuilds its CSR tensors", (1, 11), (1, 13)),
+    **{
+        Global(module, name): Hint(f"it names {module}.{name}", low)
+        for module, name, low in (
+            ("torch._utils", "_rebuild_parameter", (1, 0)),
+            ("torch", "BoolStorage", (1, 1)),
+            ("torch", "BFloat16Storage", (1, 2)),
+            ("torch._utils", "_rebuild_qtensor", (1, 2)),
+            ("torch._utils", "_rebuild_sparse_tensor", (1, 4)),
+            ("torch", "ComplexFloatStorage", (1, 6)),
+            ("torch", "ComplexDoubleStorage", (1, 6)),
+            ("torch._utils", "_rebuild_meta_tensor_no_storage", (1, 10)),
+            ("torch._utils", "_rebuild_parameter_with_state", (2, 0)),
+            ("torch._utils", "_rebuild_tensor_v3", (2, 2)),
+            ("torch._utils", "_rebuild_nested_tensor", (2, 2)),
+        )
+    },
 }
 
 

@@ -11,6 +11,9 @@ import msgspec
 from blake3 import blake3
 
 from ..core import tagged
+from ..core.about import About, Parent, with_parents
+from ..core.about import read as about_read
+from ..core.architecture import Architecture
 from ..core.checkpoint import Checkpoint, Provenance, SavedModule, describe_tree
 from ..core.composite import QUANTIZED, Composite, Composition, Compressed, Coo, Nested, Quantized
 from ..core.facts import KEY, NO_DIGEST, VERSION, FileFacts, Parts, Runs, listed
@@ -63,6 +66,8 @@ class OnDisk(FileFacts, frozen=True):
     module: msgspec.Raw = _NOTHING  # type: ignore[assignment]
     tree: msgspec.Raw = _NOTHING
     origins: msgspec.Raw = _NOTHING  # type: ignore[assignment]
+    about: msgspec.Raw = _NOTHING  # type: ignore[assignment]
+    architecture: msgspec.Raw = _NOTHING  # type: ignore[assignment]
 
 
 def _held(name: str) -> Any:
@@ -82,6 +87,8 @@ class SavedFacts(FileFacts, frozen=True):
     origins = _held("origins")
     module = _held("module")
     tree = _held("tree")
+    about = _held("about")
+    architecture = _held("architecture")
 
 
 class SavedCheckpoint(Checkpoint):
@@ -94,6 +101,8 @@ class SavedCheckpoint(Checkpoint):
     modules = _when_asked()
     frozen = _when_asked()
     origins = _when_asked()
+    about = _when_asked()
+    architecture = _when_asked()
 
 
 def read_facts(metadata: Mapping[str, str], raw_header: bytes, file: str) -> OnDisk | None:
@@ -185,7 +194,7 @@ def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Fi
     """The facts with what may be long to be decoded later."""
     fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
     raw_module, raw_tree = fields["outline" if facts.version > 1 else "module"], fields["tree"]
-    raw_origins = fields["origins"]
+    raw_origins, raw_about, raw_architecture = fields["origins"], fields["about"], fields["architecture"]
 
     def tree() -> Any:
         with _readable(file):
@@ -203,9 +212,19 @@ def _saved(facts: FileFacts, tensors: Mapping[str, LazyTensor], file: str) -> Fi
         with _readable(file):
             return msgspec.json.decode(raw_origins, type=Origins)
 
+    def about() -> About:
+        with _readable(file):
+            return msgspec.json.decode(raw_about, type=About)
+
+    def architecture() -> Architecture | None:
+        with _readable(file):
+            return msgspec.json.decode(raw_architecture, type=Architecture | None)
+
     fields["tree"] = Later(tree) if _size(raw_tree) else msgspec.UNSET
     fields["module"] = Later(module) if _size(raw_module) else None
     fields["origins"] = Later(origins) if _size(raw_origins) else Origins()
+    fields["about"] = Later(about) if _size(raw_about) else About()
+    fields["architecture"] = Later(architecture) if _size(raw_architecture) else None
     fields |= {"outline": msgspec.UNSET, "hashes": ""}
     return SavedFacts(**fields)
 
@@ -238,6 +257,11 @@ def _described(
     if name == "origins":
         with _readable(file):
             return {"origins": unpacked(facts.origins)}
+    if name == "about":
+        with _readable(file):
+            return {"about": with_parents(about_read(facts.about), map(Parent, facts.origins.files))}
+    if name == "architecture":
+        return {"architecture": facts.architecture}
     if name in {"modules", "frozen"}:
         return {"modules": _modules(facts), "frozen": Frozen() if facts.module is None else facts.module.as_frozen}
     tree = _tree(facts, tensors, file)
@@ -328,9 +352,11 @@ def of_shards(first: Checkpoint, ckpt: Checkpoint, limits: Limits) -> Checkpoint
         modules=_modules(facts),
         frozen=Frozen() if facts.module is None else facts.module.as_frozen,
         origins=first.origins,
+        about=first.about,
         metadata=first.metadata,
         provenance=first.provenance,
         surgery=first.surgery,
+        architecture=first.architecture,
     )
 
 

@@ -17,12 +17,13 @@ import torch
 from ..core.tensors import LazyTensor
 from ..core.tree import Record
 from ..errors import UnsavableError
+from ._torch_versions import TODAY, TorchVersion
 
 _PROTO, _STOP, _MARK = b"\x80\x02", b".", b"("
 _NONE, _TRUE, _FALSE = b"N", b"\x88", b"\x89"
 _REDUCE, _BUILD, _PERSISTENT = b"R", b"b", b"Q"
 _EMPTY_TUPLE, _TUPLE, _SHORT_TUPLES = b")", b"t", (b"\x85", b"\x86", b"\x87")
-_EMPTY_LIST, _APPENDS, _EMPTY_DICT, _SETITEMS = b"]", b"e", b"}", b"u"
+_EMPTY_LIST, _APPEND, _APPENDS, _EMPTY_DICT, _SETITEM, _SETITEMS = b"]", b"a", b"e", b"}", b"s", b"u"
 _BATCH = 1000
 _LONG_BYTES = 255
 _TEXT_BYTES = (1 << 32) - 1
@@ -40,10 +41,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that the reader makes."""
+    """A call that the reader makes; of equal ones that give one object, such as a layout, `once` makes one."""
 
     function: Name
     args: tuple[Any, ...]
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,12 @@ _SET, _COMPLEX, _BYTEARRAY = Name("builtins", "set"), Name("builtins", "complex"
 _ENCODE = Name("_codecs", "encode")
 
 
-def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]], other: Callable[[Any], Any]) -> bytes:
+def write_pickle(
+    root: Any,
+    tensor: Callable[[LazyTensor], tuple[object, Call]],
+    other: Callable[[Any], Any],
+    version: TorchVersion = TODAY,
+) -> bytes:
     """Plain values and tensors as a pickle; what was shared stays shared, cycles stay cycles.
 
     Args:
@@ -74,11 +81,12 @@ def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]],
         tensor: from a lazy tensor to a key, equal for tensors that are one, and the call that makes it.
         other: what to write in the place of any other value, or of a tuple inside of itself: one of these, or another
             such value. For one value it answers the same object each time.
+        version: of torch, for whose unpickler this is; dtypes that it does not have are other values.
 
     Raises:
         UnsavableError: a value is none of these, or larger than a pickle of this kind can say.
     """
-    writer = _Writer(tensor, other)
+    writer = _Writer(tensor, other, version)
     stack: list[Iterator[Any]] = [writer.emit(root)]
     while stack:
         for child in stack[-1]:
@@ -91,8 +99,14 @@ def write_pickle(root: Any, tensor: Callable[[LazyTensor], tuple[object, Call]],
 
 
 class _Writer:
-    def __init__(self, tensor: Callable[[LazyTensor], tuple[object, Call]], other: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        tensor: Callable[[LazyTensor], tuple[object, Call]],
+        other: Callable[[Any], Any],
+        version: TorchVersion,
+    ) -> None:
         self.out = bytearray()
+        self._version = version
         self._tensor = tensor
         self._other = other
         self._memo: dict[object, int] = {}
@@ -125,8 +139,11 @@ class _Writer:
         if made is None:
             yield from self.emit(self._other(value))  # known by itself from now on, so that cycles close
             return
-        if type(value) is Call:
+        if type(value) is Call and not value.once:
             yield from self._call(value)
+            self._number()
+        elif type(value) is Call:
+            yield from self._once(value, value, self._call(value))
         else:
             yield from self._once(id(value), value, made(value))
 
@@ -146,6 +163,8 @@ class _Writer:
         elif kind is complex:
             self._whole(Call(_COMPLEX, (value.real, value.imag)))
         elif kind is torch.dtype:
+            if not self._version.has_dtype(value):
+                return False
             self._name(Name("torch", str(value).removeprefix("torch.")))
         elif kind is torch.device:
             self._whole(Call(Name("torch", "device"), (str(value),)))
@@ -178,12 +197,13 @@ class _Writer:
         if len(data) > _TEXT_BYTES:
             raise UnsavableError(f"a text of {len(data):,} bytes cannot be written for torch.load")
         self.out += b"X" + struct.pack("<I", len(data)) + data
-        if len(data) < 200:
+        if len(data) < 200 or self._version.exact:
             self._remember(value)
 
     def _name(self, name: Name) -> None:
         if not self._known(name):
-            self.out += f"c{name.module}\n{name.name}\n".encode()
+            module = self._version.builtins if name.module == "builtins" else name.module
+            self.out += f"c{module}\n{name.name}\n".encode()
             self._remember(name)
 
     def _whole(self, call: Call) -> None:
@@ -198,7 +218,9 @@ class _Writer:
             else:
                 self.scalar(arg)
         self._close_tuple(len(call.args))
+        self._number()
         self.out += _REDUCE
+        self._number()
 
     def _close_tuple(self, count: int) -> None:
         self.out += _SHORT_TUPLES[count - 1] if 1 <= count <= 3 else _TUPLE
@@ -212,6 +234,11 @@ class _Writer:
     def _remember(self, key: object) -> None:
         index = self._memo[key] = len(self._memo)
         self.out += b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
+
+    def _number(self) -> None:
+        """Count an object that nobody refers to again, as the pickler of Python does."""
+        if self._version.exact:
+            self._remember(object())
 
     def _once(self, key: object, value: Any, emission: _Emission) -> _Emission:
         if not self._known(key):
@@ -243,6 +270,7 @@ class _Writer:
             else:
                 yield value
         self._close_tuple(len(values))
+        self._number()
 
     def _tuple(self, value: tuple[Any, ...]) -> _Emission:
         if not value:
@@ -261,9 +289,9 @@ class _Writer:
     def _appended(self, values: Iterable[Any]) -> _Emission:
         source = iter(values)
         while batch := list(islice(source, _BATCH)):
-            self.out += _MARK
+            self.out += _MARK if len(batch) > 1 else b""
             yield from batch
-            self.out += _APPENDS
+            self.out += _APPENDS if len(batch) > 1 else _APPEND
 
     def _dict(self, value: dict[Any, Any]) -> _Emission:
         self.out += _EMPTY_DICT
@@ -289,17 +317,19 @@ class _Writer:
     def _items(self, value: dict[Any, Any]) -> _Emission:
         source = iter(value.items())
         while batch := list(islice(source, _BATCH)):
-            self.out += _MARK
+            self.out += _MARK if len(batch) > 1 else b""
             for key, child in batch:
                 yield self._key(key)
                 yield child
-            self.out += _SETITEMS
+            self.out += _SETITEMS if len(batch) > 1 else _SETITEM
 
     def _set(self, value: set[Any]) -> _Emission:
         self._name(_SET)
         self.out += _EMPTY_LIST
+        self._number()
         yield from self._appended(map(self._key, value))
         self._close_tuple(1)
+        self._number()
         self.out += _REDUCE
 
     def _key(self, value: Any) -> Any:

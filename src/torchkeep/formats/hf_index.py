@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..core.checkpoint import Checkpoint, Finding, Provenance
+from ..core.facts import FileFacts
 from ..core.limits import Limits
 from ..core.source import Probe, Source
 from ..core.tensors import LazyTensor
@@ -47,7 +48,7 @@ class HfIndex:
         files = dict.fromkeys(places.values())
         shards = {file: open_inner(self._shard(source, file, limits), limits) for file in files}
         tensors: dict[str, LazyTensor] = {}
-        first = next(iter(shards.values()))
+        first = next((shard for shard in shards.values() if _tells(shard)), next(iter(shards.values())))
         for shard in shards.values():  # torchkeep's own tell all their names: ties, and tensors stored as parts
             tensors |= dict(shard.tensors) if shard.facts is not None else {}
         for name, file in places.items():
@@ -78,8 +79,10 @@ class HfIndex:
             metadata=first.metadata,
             findings=tuple(dict.fromkeys(findings)),
             provenance=Provenance(producer, (reason,)),
+            about=first.about,
         )
-        return of_shards(first, whole, limits)
+        told = [shard for shard in shards.values() if isinstance(shard.facts, FileFacts) and shard.facts.whole]
+        return of_shards(told[0] if told else first, whole, limits)
 
     def verify(self, source: Source, limits: Limits) -> Iterator[tuple[str, bool, int]]:
         """Verify the shards whose format has checksums: (shard and record, whether it holds, bytes)."""
@@ -92,6 +95,11 @@ class HfIndex:
         if isinstance(recognise(shard, limits), HfIndex):
             raise CorruptCheckpointError(f"names {file[:100]!r} as a shard, which is an index itself", file=source.name)
         return shard
+
+
+def _tells(shard: Checkpoint) -> bool:
+    """Whether a shard of torchkeep's says what all of them are."""
+    return isinstance(shard.facts, FileFacts) and bool(shard.facts.whole)
 
 
 def read_index(source: Source, limits: Limits) -> dict[str, str]:

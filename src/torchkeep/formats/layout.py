@@ -71,7 +71,13 @@ def lay_out(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], *, roo
         start, end = end, end + nbytes
         shape = spec.shape if code else (nbytes,)
         header[name] = {"dtype": code or "U8", "shape": shape, "data_offsets": (start, end)}
-    text = msgspec.json.encode(header)
+    try:
+        text = msgspec.json.encode(header)
+    except UnicodeEncodeError as error:
+        place = f"{error.object:.200}"
+        raise UnsavableError(
+            f"{place!r} is no valid text, and a name in a safetensors file has to be", path=place, hint="rename it"
+        ) from error
     text += b" " * (max(room, len(text) + 8) - len(text) - 8)
     text += b" " * (-(len(text) + 8) % _ALIGN)
     if len(text) > Limits().header_bytes:

@@ -16,8 +16,8 @@ from typing import Any
 from ..core.checkpoint import Checkpoint, Finding, Provenance
 from ..core.limits import Limits
 from ..core.source import Probe, Source
-from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, check_geometry
-from ..core.tree import as_tensor
+from ..core.tensors import DTYPES, LazyTensor, StorageRef, TensorSpec, check_geometry, contiguous_stride
+from ..core.tree import as_tensor, first_record
 from ..errors import CorruptCheckpointError, OpenError, UnsupportedFeatureError
 from ._dispatch import open_inner
 from ._pause import collector_paused
@@ -29,6 +29,10 @@ _TABLE = re.compile(r"((?:[^/]+/)?data/weights/)[^/]+_weights_config\.json")
 _PICKLED = re.compile(
     r"serialized_(?:constants|example_inputs)\.(?:json|pt)|(?:[^/]+/)?data/(?:constants|sample_inputs)/[^/]+\.pt"
 )
+_OURS = re.compile(r"(?:[^/]+/)?(?:extra|extra_files)/torchkeep\.json")
+KIND = "graph-without-weights"
+_CONFIG = re.compile(r"(?:[^/]+/)?data/(?:weights|constants)/[^/]+_config\.json")
+_FOREIGN = re.compile(r"(?:[^/]+/)?data/(?:aotinductor|executorch)/.*|.*/(?:custom|opaque)_obj_[^/]*")
 _SCALARS = {  # torch's numbers for dtypes: ScalarType of torch/_export/serde/schema.py
     1: "uint8",
     2: "int8",
@@ -53,6 +57,7 @@ _SCALARS = {  # torch's numbers for dtypes: ScalarType of torch/_export/serde/sc
     35: "uint64",
 }
 _STRIDED = 7
+_ELSEWHERE = "the weights of this graph are in the .safetensors file that was saved with it: open that"
 _PREFIX = "L__self___"  # what 2.1 put in front of the names
 
 
@@ -94,12 +99,17 @@ class Pt2:
             plain = name.removeprefix(_PREFIX)
             tensors[plain] = tensor.replace(kind=kinds.get(plain, tensor.kind))
         findings += _pickles(archive, limits)
+        about = _about(archive, limits)
+        if about.get("kind") == KIND:
+            tensors = {name: _weightless(tensor) for name, tensor in tensors.items()}
+            findings.append(Finding("no-weights", "warning", _ELSEWHERE))
         version = program.get("torch_version")
         known = isinstance(version, str) and re.fullmatch(r"\d+\.\d+[\w.+]{0,20}", version) is not None
         return Checkpoint(
             source.name,
             self.name,
             tensors,
+            metadata={key: value for key, value in about.items() if isinstance(value, str)},
             findings=tuple(findings),
             provenance=Provenance(
                 f"torch {version}" if known else "torch 2.1 or later",
@@ -122,6 +132,17 @@ def _json(archive: Archive, name: str, limits: Limits) -> dict[str, Any]:
     return parsed
 
 
+def _about(archive: Archive, limits: Limits) -> dict[str, Any]:
+    """What torchkeep wrote about the program, where it wrote it."""
+    name = next(filter(_OURS.fullmatch, archive.entries), None)
+    return {} if name is None else _json(archive, name, limits)
+
+
+def _weightless(tensor: LazyTensor) -> LazyTensor:
+    """A tensor of which only dtype and shape are in the file."""
+    return tensor.replace(storage=None, stride=contiguous_stride(tensor.spec.shape), storage_offset=0, device="meta")
+
+
 def _signature(program: dict[str, Any]) -> dict[str, str]:
     """Which names are parameters and which are buffers, as the signature of the graph says."""
     kinds: dict[str, str] = {}
@@ -135,6 +156,30 @@ def _signature(program: dict[str, Any]) -> dict[str, str]:
             if isinstance(name, str):
                 kinds[name.removeprefix(_PREFIX)] = kind
     return kinds
+
+
+def hazards(source: Source, limits: Limits) -> list[str]:
+    """The records of which torch.export.load would load code or unpickle more than plain values: the trouble in each.
+
+    Raises:
+        CorruptCheckpointError: the archive is damaged.
+    """
+    archive = read_archive(source, limits)
+    found = [
+        f"{name}, which is code or an object of another kind" for name in filter(_FOREIGN.fullmatch, archive.entries)
+    ]
+    for name in filter(_CONFIG.fullmatch, archive.entries):
+        held = _json(archive, name, limits).get("config")
+        rows = held.values() if isinstance(held, dict) else ()
+        if any(not isinstance(row, dict) or row.get("use_pickle") is not False for row in rows):
+            found.append(f"{name}, which has pickled tensors")
+    for name in archive.entries:
+        if archive.entries[name].nbytes and (_PICKLED.fullmatch(name) or _STATE.fullmatch(name)):
+            inside = open_inner(archive.record(name), limits)
+            dangers = [finding.message for finding in inside.findings if finding.severity == "danger"]
+            if dangers or first_record(inside.tree) is not None:
+                found.append(f"{name}, which has {dangers[0] if dangers else 'objects of other classes'}")
+    return found
 
 
 def _pickles(archive: Archive, limits: Limits) -> list[Finding]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import msgspec
 import numpy as np
 
+from ..core.about import from_metadata
 from ..core.checkpoint import Checkpoint, Provenance
 from ..core.limits import Limits
 from ..core.made import Made
@@ -114,6 +115,7 @@ class Safetensors:
             _lazies(source, entries, header.data_start),
             metadata=header.metadata,
             provenance=Provenance(reasons=("a safetensors header names no producer",)),
+            about=from_metadata(header.metadata if facts is None else {}),
         )
         return ckpt if facts is None else with_facts(ckpt, facts, source, limits)
 

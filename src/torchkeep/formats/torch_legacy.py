@@ -25,7 +25,7 @@ from ._torch import TensorReader, with_dangers
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_FORMS = (MAGIC.to_bytes(10, "little"), b"L%dL\n" % MAGIC)
-_PROTOCOL = 1001
+PROTOCOL = 1001
 _MOST_SAVES = 1000
 _UNLISTED = "the file does not list this storage"
 
@@ -154,9 +154,9 @@ class _Reading:
         if type(magic.value) is not int or magic.value != MAGIC:
             raise self.fail("does not begin with torch's magic number", f"byte {start}")
         protocol = self._plain(magic.end, "protocol")
-        if protocol.value != _PROTOCOL:
+        if protocol.value != PROTOCOL:
             raise UnsupportedFeatureError(
-                f"is of protocol {str(protocol.value)[:40]}; torch only ever wrote {_PROTOCOL}", file=self.source.name
+                f"is of protocol {str(protocol.value)[:40]}; torch only ever wrote {PROTOCOL}", file=self.source.name
             )
         system = self._plain(protocol.end, "system information")
         storages = _Storages()

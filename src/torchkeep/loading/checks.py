@@ -13,6 +13,7 @@ from ..applying import value_of
 from ..core.live import AnyTensor, live_tensors, named_modules, named_parameters, spec_of, unwrapped
 from ..core.memory import tensor_bytes
 from ..core.names import Selector
+from ..core.placement import CPU
 from ..core.plan import LoadPlan
 from ..core.report import LoadReport
 from ..core.table import shorten
@@ -100,7 +101,7 @@ def _is_finite(values: torch.Tensor) -> torch.Tensor:
 
 
 def fresh_values(
-    model: nn.Module, plan: LoadPlan, weights: Weights, device: torch.device | str | None
+    model: nn.Module, plan: LoadPlan, weights: Weights, devices: Mapping[str, torch.device]
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Values of the modules' own for what is on the meta device and not loaded, and what to say of it.
 
@@ -108,12 +109,14 @@ def fresh_values(
         LoadError: an adapter keeps values of the model where it has none, and no initialiser gives any.
     """
     live = live_tensors(unwrapped(model))
-    meta = {plan.tied.get(name, name) for name, tensor in live.items() if tensor.is_meta}
+    unwanted = [name for name in plan.target if name in live and devices.get(name, CPU).type == "meta"]
+    said = [f"on the meta device as asked, without values: {shorten(unwanted)}"] if unwanted else []
+    meta = {plan.tied.get(name, name) for name, tensor in live.items() if tensor.is_meta} - {*unwanted}
     if not meta:
-        return {}, ()
+        return {}, tuple(said)
     reached = {plan.tied.get(move.target, move.target) for move in plan.moves}
     kept = {plan.tied.get(move.target, move.target): move for move in plan.moves if _keeps(plan, move, weights)}
-    fresh = initial_values(unwrapped(model), sorted((meta - reached) | (meta & kept.keys())), device)
+    fresh = initial_values(unwrapped(model), sorted((meta - reached) | (meta & kept.keys())), devices)
     empty = [name for name in kept if name in meta and name not in fresh]
     if empty:
         raise LoadError(
@@ -123,7 +126,6 @@ def fresh_values(
         )
     made = [name for name in live if name in fresh and name not in kept]
     left = [name for name in live if name in meta and name not in reached and name not in fresh]
-    said = []
     if made:
         said.append(f"initialised by their modules, for they were on the meta device: {shorten(made)}")
     if left:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
 from ..core.live import live_tensors, named_modules
+from ..core.placement import CPU
 
 Place = Callable[[torch.Tensor], torch.device | str]
 
@@ -18,7 +19,7 @@ _INITIALISERS = ("reset_parameters", "_reset_parameters")
 
 
 def initial_values(
-    model: nn.Module, names: Iterable[str], device: torch.device | str | None
+    model: nn.Module, names: Iterable[str], devices: Mapping[str, torch.device]
 ) -> dict[str, torch.Tensor]:
     """Values for tensors on the meta device, by name; without those that no initialiser gives all their values.
 
@@ -28,7 +29,7 @@ def initial_values(
     Args:
         model: without wrappers.
         names: first names of tensors on the meta device.
-        device: where the values are made; the CPU if None.
+        devices: by name, where the values are made; the CPU where it says nothing.
     """
     wanted: dict[str, set[str]] = defaultdict(set)
     for name in names:
@@ -39,7 +40,8 @@ def initial_values(
         for path in _upwards(owner):
             lacking = ones - found.keys()
             if lacking and path in modules:
-                found |= _given_by(modules[path], path, lacking, device or "cpu", whole=path == owner)
+                device = devices.get(min(lacking), CPU)
+                found |= _given_by(modules[path], path, lacking, device, whole=path == owner)
     return found
 
 

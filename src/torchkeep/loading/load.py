@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..adapters import ADAPTERS
-from ..applying import apply_plan, value_of
+from ..applying import apply_plan, devices_of, value_of
+from ..core.about import licences_differ
 from ..core.digests import digest_tensor
+from ..core.lineage import name_of, parent_of
 from ..core.live import unwrapped
 from ..core.origin import Origin, remember
+from ..core.placement import Device, Placement
 from ..core.plan import Adapter, LoadPlan, Rule
 from ..core.registry import make_part
 from ..core.report import Require
@@ -63,7 +65,7 @@ def load_into(
     check: Any = None,
     reference: Any = None,
     tolerance: float = 1e-5,
-    device: torch.device | str | None = None,
+    device: Device | Mapping[Any, Device] | Placement | None = None,
     freeze: bool | None = None,
     assign: bool = False,
 ) -> LoadReport:
@@ -97,7 +99,9 @@ def load_into(
             eval mode are compared with those of `reference`.
         reference: a module, which gets the same input, or the outputs.
         tolerance: the largest absolute difference of outputs that is accepted.
-        device: move the model there first; parameters on the meta device are made there (on the CPU if None).
+        device: move the model there first; parameters on the meta device are made there (on the CPU if None). A dict
+            from selectors of names to devices places parts: `{"encoder": "cuda:0", "decoder": "cuda:1"}`. The first
+            that chooses a name counts; what none chooses goes to the CPU.
         freeze: freeze the model as the one that torchkeep saved was, with its freeze spec in its phase; if None, only
             where the whole model was loaded under its own names and nothing of it is frozen yet. The report says what
             was done.
@@ -112,10 +116,10 @@ def load_into(
         IncompatibleCheckpointError: something would stay unloaded, or less than `require` is covered; `.report` has
             all of it. The model is untouched.
         AmbiguousMatchError: two prefixes fit equally well.
-        SelectorError: a selector of `adapt` or `require`, or a path or prefix of `source`, chooses nothing.
+        SelectorError: a selector of `adapt`, `require` or `device`, or a path or prefix of `source`, chooses nothing.
         CorruptCheckpointError: the file was shortened since it was opened; the model is untouched.
         LoadError: there are no weights in `source`, the model cannot be loaded into, the plan is none or does not fit,
-            or the state of the optimizer cannot follow. The model is untouched.
+            a device is not here, or the state of the optimizer cannot follow. The model is untouched.
         PartialLoadError: copying failed half way; `.applied` names what was copied.
         OutputsDifferError: the weights are loaded and the outputs are not those of the reference.
     """
@@ -129,6 +133,7 @@ def load_into(
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance}; it is an absolute difference, 0 or above")
     weights = weights_of(source, model)
+    devices = None if device is None else devices_of(model, device)
     chosen = _chosen(rules, match, plan)
     decided, allowed = _decided(model, weights, chosen, adapt, plan)
     allow = both(allow, allowed)
@@ -148,14 +153,15 @@ def load_into(
     following = None if optimizer is None else plan_following(model, optimizer, decided, weights)
     expected = None if check is None else reference_outputs(reference, check, weights.title)
     origins = _origins(decided, weights)
-    fresh, made = fresh_values(model, decided, weights, device)
+    parents = [parent_of(part.checkpoint) for part in weights.parts if part.checkpoint is not None]
+    fresh, made = fresh_values(model, decided, weights, devices or {})
     inner = unwrapped(model)
-    views = apply_plan(inner, decided, weights.tensors, weights.extra, device=device, assign=assign, fresh=fresh)
-    remember(model, origins)
+    views = apply_plan(inner, decided, weights.tensors, weights.extra, devices=devices, assign=assign, fresh=fresh)
+    remember(model, origins, parents)
     if optimizer is not None and following is not None:
         follow(optimizer, following)
         made = (*made, *following.notes)
-    notes = (*said, *views, *made, *freeze_as_saved(model, decided, weights, freeze))
+    notes = (*said, *licences_differ(parents), *views, *made, *freeze_as_saved(model, decided, weights, freeze))
     checked = None if check is None else compared(model, check, expected, tolerance)
     return replace(report, applied=True, notes=notes, checked=checked)
 
@@ -205,6 +211,6 @@ def _origins(plan: LoadPlan, weights: Weights) -> dict[str, Origin]:
         digest = part.known_digest(name)
         if combined and not digest:
             digest = digest_tensor(value_of(part.tensors[name]))
-        file = part.title if part.checkpoint is None else str(part.checkpoint.file)
+        file = part.title if part.checkpoint is None else name_of(part.checkpoint)
         found[move.target] = Origin(file, part.prefix + name, digest, move.adapter)
     return found

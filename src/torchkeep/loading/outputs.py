@@ -28,7 +28,7 @@ def run(model: nn.Module, example: Any) -> Any:
         named = dict(example)
     else:
         arguments = tuple(example) if isinstance(example, tuple) else (example,)
-    with _quietly(model), torch.no_grad():
+    with quietly(model), torch.no_grad():
         return model(*arguments, **named)
 
 
@@ -42,7 +42,8 @@ def _copied(example: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly(model: nn.Module) -> Iterator[None]:
+def quietly(model: nn.Module) -> Iterator[None]:
+    """All of a model in eval mode for a while; then its modes and all generators are as before."""
     modes = [(module, module.training) for module in model.modules()]
     generators = random_state()
     try:

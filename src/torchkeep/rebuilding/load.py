@@ -5,23 +5,32 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..applying import place
 from ..core.blueprint import Blueprint
 from ..core.checkpoint import Checkpoint
 from ..core.model_plan import ClassPlan, ModelPlan
+from ..core.placement import Device, Placement
 from ..core.table import shorten
-from ..core.tensors import LazyTensor, contiguous_stride
-from ..errors import RebuildWarning
-from ..loading import load_into
+from ..errors import RebuildError, RebuildWarning
+from ..exporting.graph import load_graph
+from ..freezing import restore_held
+from ..freezing.state import attach
 from ..pointing import checkpoint_of
+from ..recording import changed_methods, code_of
+from ..surgery.recording import forget, record
 from .classes import Classes
+from .hooks import hooks_of, told
 from .making import Maker
 from .reading import blueprint_of, named_in
+from .values import Places, fill, load_own
+
+SCRIPTS = {"torchscript", "torchscript_old"}
 
 Source = str | os.PathLike[str] | Checkpoint
 
@@ -31,26 +40,34 @@ def load_model(
     *,
     classes: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
-    device: torch.device | str | None = None,
+    device: Device | Mapping[Any, Device] | Placement | None = None,
     trust_graph: bool = False,
+    allow: Any = None,
 ) -> nn.Module:
     """Make the whole model that a file holds: from what `tk.save(model, path)` wrote, or from a pickle of any torch.
 
     >>> model = tk.load_model("flowers.safetensors", classes={"train.Net": Net})    # doctest: +SKIP
 
-    Layers of torch.nn need nothing. A class is looked up only where the caller names it or trusts its package; modules
-    of any other become skeletons, with the right children, parameters, flags and state, whose forward says which class
-    is missing. Nothing else that the file names is imported or called; hooks are left out and reported.
+    Layers of torch.nn need nothing. A class is looked up only where the caller names it or trusts its package: it is
+    constructed as it was where that was recorded (`tk.recorded`, `tk.save(..., factory=)`), else made as unpickling
+    makes it. Modules of any other class become skeletons, with the right children, parameters, flags and state, whose
+    forward says which class is missing. Nothing else that the file names is imported or called; hooks are left out and
+    reported.
 
     Args:
         source: a file, or an opened Checkpoint; of a training checkpoint, the model in it.
         classes: name in the file, e.g. `old.package.Net` -> the class that it is now.
-        trust: packages and modules whose classes and functions may be imported by their names: `["mypackage."]`.
-        device: where to put it; the CPU if None.
-        trust_graph: where the class of the model is not here, run the program that was saved beside it.
+        trust: packages and modules whose classes and functions may be imported by their names, and called as the file
+            says: `["mypackage."]`.
+        device: where to put it; the CPU if None. On `meta` it has no values. Or selectors and the devices of what they
+            choose, `{"encoder.*": "cuda:0", "decoder.*": "cuda:1"}`, as `tk.load_into` takes them.
+        trust_graph: where the class of the model is not here, run the program that was saved beside it. torch evaluates
+            text from that file as Python: only for files whose writer you trust.
+        allow: selectors of names that the classes make and the file lacks; they keep what the constructor gave them.
 
     Returns:
-        The model, with the modes, flags and tied tensors of the file.
+        The model, with the modes, flags, tied tensors and freeze state of the file. A RebuildWarning says what is not
+        as it was, and which classes compute something else than when it was saved.
 
     Raises:
         OpenError: the file cannot be read.
@@ -59,14 +76,52 @@ def load_model(
     """
     ckpt = checkpoint_of(source).model
     known = Classes(classes, trust)
-    blueprint = blueprint_of(ckpt)
+    blueprint = _no_script(ckpt)
     known.check_given(named_in(blueprint), blueprint.file)
-    places = _Places(ckpt, device)
+    if trust_graph and not _is_here(blueprint, known):
+        return _from_graph(ckpt.file, device)
+    one = None if isinstance(device, (Mapping, Placement)) else device
+    places = Places(ckpt, one)
     maker = Maker(blueprint, known, places.tensor)
-    model = maker.model()
-    load_into(model, ckpt)
-    _warn(blueprint, maker)
+    with torch.random.fork_rng(devices=[]):  # constructors draw numbers that are then replaced
+        model = maker.model()
+    if one is not None:
+        places.move(model)
+    if blueprint.places:
+        load_own(model, ckpt, places)
+    elif places.device.type != "meta":
+        fill(model, ckpt, allow)
+    if one is not device:
+        place(model, device)
+    _as_saved(model, ckpt)
+    _warn(blueprint, maker, maker.hooked())
     return model
+
+
+def _is_here(blueprint: Blueprint, known: Classes) -> bool:
+    """Whether the whole model can be made without its graph: by its factory, or of the classes of all its modules."""
+    if known.find_factory(blueprint.factory) is not None:
+        return True
+    return all(known.find_class(name) is not None for name in blueprint.class_names)
+
+
+def _from_graph(file: str, device: Device | Mapping[Any, Device] | Placement | None) -> nn.Module:
+    if not isinstance(device, (Mapping, Placement)):
+        return load_graph(file, device=None if device is None else torch.device(device))
+    model = load_graph(file)
+    place(model, device)
+    return model
+
+
+def _as_saved(model: nn.Module, ckpt: Checkpoint) -> None:
+    """What torchkeep keeps with a model: which modules it holds in eval mode, its freeze spec, and its surgery."""
+    if ckpt.architecture is None:
+        return
+    restore_held(model, ckpt.frozen.held)
+    attach(model, ckpt.frozen.state)
+    forget(model.modules())
+    for operation in ckpt.surgery:
+        record(model, operation)
 
 
 def plan_model(source: Source, *, classes: Mapping[str, Any] | None = None, trust: Sequence[str] = ()) -> ModelPlan:
@@ -74,69 +129,73 @@ def plan_model(source: Source, *, classes: Mapping[str, Any] | None = None, trus
 
     Args and errors are those of `load_model`.
     """
-    blueprint = blueprint_of(checkpoint_of(source).model)
+    blueprint = _no_script(checkpoint_of(source).model)
     known = Classes(classes, trust)
     known.check_given(named_in(blueprint), blueprint.file)
     counts = Counter(part.class_name for part in blueprint.parts)
     sources = {part.class_name: part.source for part in blueprint.parts}
     rows = [ClassPlan(name, count, known.how(name), sources[name]) for name, count in counts.items()]
-    return ModelPlan(blueprint.file, tuple(rows), _left_out(blueprint))
+    return ModelPlan(blueprint.file, tuple(rows), (*_made_anew(blueprint), *left_out(blueprint)))
 
 
-class _Places:
-    """Live tensors for the lazy ones of a file, one for each: without values where a state dict will bring them."""
-
-    def __init__(self, ckpt: Checkpoint, device: torch.device | str | None) -> None:
-        self._device = torch.device("cpu" if device is None else device)
-        self._state = {tensor.identity for tensor in ckpt.values()}
-        self._made: dict[tuple[object, ...], torch.Tensor] = {}
-
-    def tensor(self, lazy: LazyTensor, name: str) -> torch.Tensor:
-        """The live tensor; `name` is empty where it is no parameter or buffer."""
-        key = (*lazy.identity, lazy.kind)
-        if key not in self._made:
-            self._made[key] = self._make(lazy)
-        return self._made[key]
-
-    def _make(self, lazy: LazyTensor) -> torch.Tensor:
-        device = torch.device("meta") if lazy.device == "meta" else self._device
-        if lazy.identity in self._state and not lazy.parts:
-            made = torch.empty_strided(lazy.spec.shape, _dense(lazy), dtype=lazy.spec.dtype, device=device)
-        else:
-            made = lazy.load(device)
-        if lazy.kind == "parameter":
-            return nn.Parameter(made, requires_grad=lazy.requires_grad)
-        return made.requires_grad_() if lazy.requires_grad else made
+def _no_script(ckpt: Checkpoint) -> Blueprint:
+    """The blueprint of a checkpoint, where that is no program."""
+    if ckpt.format in SCRIPTS:
+        raise RebuildError(
+            f"{ckpt.file} is a TorchScript program, whose modules have no classes to make them of",
+            hint="torch.jit.load runs it; tk.load_into(model, path) puts its weights into your own model, and "
+            "torchkeep rescue writes them out, with the text of the program",
+        )
+    return blueprint_of(ckpt)
 
 
-def _dense(lazy: LazyTensor) -> tuple[int, ...]:
-    """Its strides, where they are those of some order of its dimensions without gaps; else row by row."""
-    expected = 1
-    for size, stride in sorted(zip(lazy.spec.shape, lazy.stride, strict=True), key=lambda pair: (pair[1], pair[0])):
-        if size != 1 and stride != expected:
-            return contiguous_stride(lazy.spec.shape)
-        expected *= size
-    return tuple(lazy.stride)
+def left_out(blueprint: Blueprint, made: Collection[str] = (), hooked: Collection[str] = ()) -> tuple[str, ...]:
+    """What of the model is not made again, whatever classes there are.
+
+    Args:
+        blueprint: of the model.
+        made: places of what constructors made anew.
+        hooked: paths of the modules that have the hooks that they had.
+    """
+    hooks = [text for part in blueprint.parts if part.path not in hooked for text in told(part)]
+    lost = [f"{place} {why}" for place, why in blueprint.lost.items() if place not in made]
+    notes = [f"{len(hooks)} hooks are left out, for they are not run: {shorten(hooks)}"] if hooks else []
+    notes += [f"{len(lost)} things of the model are not in the file: {shorten(lost)}"] if lost else []
+    return tuple(notes)
 
 
-def _left_out(blueprint: Blueprint) -> tuple[str, ...]:
-    """What of the model is not made again, whatever classes there are."""
-    hooks = [f"{part.path or 'the model'}: {kind}" for part in blueprint.parts for kind in part.hooks]
-    notes = [f"{len(hooks)} modules had hooks, which are not run: {shorten(hooks)}"] if hooks else []
-    return (*notes, *blueprint.lost)
+def _made_anew(blueprint: Blueprint) -> tuple[str, ...]:
+    """The hooks of torch.nn that a model gets again."""
+    places = [part.path or "the model" for part in blueprint.parts if hooks_of(part).known]
+    return (f"{len(places)} modules compute a weight by torch.nn.utils, as ever: {shorten(places)}",) if places else ()
 
 
-def _warn(blueprint: Blueprint, maker: Maker) -> None:
+def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str]) -> None:
     """Say what is not as it was."""
-    notes = list(_left_out(blueprint))
+    notes = [*left_out(blueprint, maker.constructed, hooked), *maker.notes, *_changes(blueprint, maker)]
     if maker.unknown:
         names = sorted(set(maker.unknown.values()))
+        factory = f", or trust=[...] the package of its factory {blueprint.factory}" if blueprint.factory else ""
         notes.append(
             f"{len(maker.unknown)} modules are skeletons, which cannot compute, for want of {shorten(names)}: pass "
-            f"classes={{{names[0]!r}: YourClass}}, or trust=[...] the package that has it"
+            f"classes={{{names[0]!r}: YourClass}}, or trust=[...] the package that has it{factory}"
         )
     if maker.inert:
         what = [f"{place} ({name})" for place, name in maker.inert.items()]
         notes.append(f"{len(what)} attributes are left as inert records: {shorten(what)}")
+    if maker.hidden:
+        what = [f"{place} ({name})" for place, name in maker.hidden.items()]
+        notes.append(f"{len(what)} attributes that stood before a method of the class are left out: {shorten(what)}")
     for note in notes:
         warnings.warn(f"{blueprint.file}: {note}", RebuildWarning, stacklevel=3)
+
+
+def _changes(blueprint: Blueprint, maker: Maker) -> Iterator[str]:
+    """Classes whose code is another than when the file was written."""
+    codes = {part.class_name: part.code for part in blueprint.parts if part.code}
+    for name, code in codes.items():
+        now = maker.live.get(name)
+        changed = changed_methods(code, code_of(now)) if now is not None else {}
+        if changed:
+            what = [f"{method} was {before} and is {after}" for method, (before, after) in changed.items()]
+            yield f"{name} computes something else than when the file was written: {shorten(what)}"

@@ -9,7 +9,7 @@ from torch import nn
 from ..core.blueprint import Part
 from ..errors import RebuildError
 
-_PART = "_torchkeep_part"
+PART = "_torchkeep_part"
 
 
 class Skeleton(nn.Module):
@@ -20,7 +20,7 @@ class Skeleton(nn.Module):
 
     def __init__(self, part: Part) -> None:
         super().__init__()
-        self.__dict__[_PART] = part
+        self.__dict__[PART] = part
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Says which class is missing and how to give it."""
@@ -29,15 +29,20 @@ class Skeleton(nn.Module):
         raise RebuildError(
             f"{part.path or 'the model'} is a {name}, which is not here: it has its state and nothing to compute with",
             classes=(name,),
-            hint=f"load it with classes={{{name!r}: YourClass}}, or with trust=[{name.partition('.')[0] + '.'!r}] "
-            "where its package is installed",
+            hint=f"load it with classes={{{name!r}: YourClass}}{_trusting(name)}",
         )
 
     def _get_name(self) -> str:
         return f"{part_of(self).class_name.rpartition('.')[2]} (skeleton)"
 
 
+def _trusting(name: str) -> str:
+    package = name.partition(".")[0]
+    known = package.isidentifier() and package != "__main__"
+    return f", or with trust=[{package + '.'!r}] where its package is installed" if known else ""
+
+
 def part_of(skeleton: Skeleton) -> Part:
     """What the file says of the module that a skeleton stands for."""
-    part: Part = skeleton.__dict__[_PART]
+    part: Part = skeleton.__dict__[PART]
     return part

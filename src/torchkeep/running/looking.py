@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ..core.about import About, Parent, with_parents
 from ..core.checkpoint import Checkpoint
 from ..core.curves import Setting
 from ..core.digests import digest_bytes
@@ -80,6 +81,7 @@ class Looking:
         weights = {name.removeprefix("model/"): tensor for name, tensor in lazy.items() if name.startswith("model/")}
         file = f"{self.path}, snapshot {body.sequence}"
         tree, frozen = extra_state_of(body, lazy), frozen_of(body)
+        origins = origins_in(body)
         return Checkpoint(
             file,
             "torchkeep_run",
@@ -87,7 +89,8 @@ class Looking:
             tree=tree,
             frozen=frozen,
             optimizers=optimizers_in(body, lazy),
-            origins=origins_in(body),
+            origins=origins,
+            about=with_parents(About(), map(Parent, dict.fromkeys(one.file for one in origins.values()))),
             surgery=surgery_of(body),
             facts=_facts(body),
         )

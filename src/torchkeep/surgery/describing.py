@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..core.live import named_modules, spec_of
 from ..core.names import nearest
@@ -29,6 +30,7 @@ _FROM: dict[tuple[type[nn.Module], str], Callable[[Any], Any]] = {
     (nn.MultiheadAttention, "bias"): lambda layer: layer.in_proj_bias is not None,
     (nn.MultiheadAttention, "add_bias_kv"): lambda layer: layer.bias_k is not None,
     (nn.RNN, "nonlinearity"): lambda layer: layer.nonlinearity,
+    (nn.PairwiseDistance, "p"): lambda layer: layer.norm,
 }
 for _layer in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
     _FROM |= {
@@ -93,10 +95,39 @@ def constructor_of(layer: nn.Module, cls: type[nn.Module]) -> dict[str, Any] | N
     return None
 
 
+def sketch_of(layer: nn.Module, cls: type[nn.Module]) -> nn.Module | None:
+    """A layer without values, made of as many keywords as can be read off another; None where they make none."""
+    found = {}
+    for name in keywords_of(cls):
+        try:
+            value = _value_of(layer, cls, name)
+        except AttributeError:  # an instance of an older class
+            continue
+        if value is not _ABSENT and value is not _UNKNOWN:
+            found[name] = value
+    try:
+        with _sketching():
+            return cls(**found)
+    except Exception:  # whatever constructors make of values that are none of theirs
+        return None
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves tensors as they are where they would be initialised; some of that is slow to import on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _sketching() -> Iterator[None]:
     """Modules are made without values, and without what their constructors warn of."""
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

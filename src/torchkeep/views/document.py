@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from ..core import tagged
+from ..core.about import About, written
 from ..core.checkpoint import Checkpoint, SavedModule
 from ..core.diff_report import DiffReport
 from ..core.report import LoadReport, VerifyReport
@@ -44,6 +45,8 @@ def document(noun: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, About):
+        return msgspec.to_builtins(written(value)) | {"preprocessing": _plain(value.preprocessing)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, msgspec.Struct):
@@ -71,6 +74,7 @@ def _checkpoint(ckpt: Checkpoint) -> dict[str, Any]:
         "findings": _plain(ckpt.findings),
         "surgery": _plain(ckpt.surgery),
         "origins": {name: _plain(origin) for name, origin in ckpt.origins.items()},
+        "about": _plain(ckpt.about),
         "tensors": [
             {
                 "name": name,
