@@ -130,16 +130,16 @@ _BY_VERDICT: Mapping[str, Callable[[Verdict, Found, Curves, Setting], list[Remed
 
 
 def _longer(found: Found, curves: Curves) -> Remedy:
-    series = (curves.train_loss or curves.val_loss).finite  # type: ignore[union-attr]
-    law = power_law(series.x, series.y, floor=0.0)
-    if law is None:
-        reason = "the loss is still falling"
-    else:
-        then, low, high = (max(value, 0.0) for value in law.at(2 * len(series)))
-        reason = (
-            f"twice as long would bring {series.name} to about {then:.3g} ({low:.3g} to {high:.3g}), by a power law"
-        )
-    return Remedy("train-longer", f"train on, to about {2 * len(series)} {curves.unit}s", reason)
+    series = curves.train_loss or curves.val_loss
+    thin = None if series is None else series.finite.thinned()
+    law = None if thin is None else power_law(thin.x, thin.y, floor=0.0)
+    reason, goal = "the loss is still falling", ""
+    if series is not None and thin is not None and len(thin):
+        goal = f", to about {2 * thin.x[-1] - thin.x[0] + 1:.0f} {curves.unit}s"
+    if series is not None and thin is not None and law is not None:
+        then, low, high = (max(value, 0.0) for value in law.at(2 * len(thin)))
+        reason = f"by a power law, twice as long brings {series.name} to about {then:.3g} ({low:.3g} to {high:.3g})"
+    return Remedy("train-longer", f"train on{goal}", reason)
 
 
 def _faster(found: Found) -> list[Remedy]:

@@ -63,12 +63,13 @@ def _panel(axis: Any, train: Series | None, val: Series | None, shaded: bool) ->
     for series, look, marker in ((train, _TRAIN, "o"), (val, _VAL, "s")):
         if series is None or not len(series.finite):
             continue
-        points = series.finite
+        points = series.finite.thinned()
         marks = {"marker": marker, "markersize": 3} if len(points) <= _MARKED else {}
         axis.plot(points.x, points.y, label=series.name, **look, **marks)
     if shaded and train is not None and val is not None and len(train.finite) > 1 and len(val.finite) > 1:
-        below = np.interp(val.finite.x, train.finite.x, train.finite.y)
-        axis.fill_between(val.finite.x, below, val.finite.y, color="0.85", label="gap", zorder=0)
+        over = val.finite.thinned()
+        below = np.interp(over.x, train.finite.x, train.finite.y)
+        axis.fill_between(over.x, below, over.y, color="0.85", label="gap", zorder=0)
         _scale(axis, [train.finite.y, val.finite.y])
 
 
