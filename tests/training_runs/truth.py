@@ -18,12 +18,19 @@ CHANGES = {
     OPTIMISATION: ("faster", "slower", "again"),
 }
 FEW_EPOCHS, FEW_EXAMPLES = 3, 30
+BLOWN_UP = 10  # times chance: a training loss that ends above that has diverged
 MUCH = {True: 0.05, False: 0.1}  # what is missed with an underfit taken for healthy: classes or not
 
 
 def _worse_than_none(value: float | None) -> float:
     """A figure that was no number, as the worst there is."""
     return -math.inf if value is None else value
+
+
+def diverged(figures: Figures) -> bool:
+    """Whether a loss was no number on the way, or the training loss ends far above chance."""
+    end = figures["train_loss_end"]
+    return not figures["finite"] or end is None or end > BLOWN_UP * figures["chance"]
 
 
 def gains(figures: Figures) -> dict[str, tuple[str, float]]:
@@ -130,7 +137,7 @@ def holding(figures: Figures) -> dict[str, str]:
 
 def judge(figures: Figures) -> dict[str, Any]:
     """The truth of a run: its measured cause, and every verdict in one of four grades."""
-    if not figures["finite"]:
+    if diverged(figures):
         return _graded("diverged", {"unstable"}, {"cannot-say", OPTIMISATION}, set(ALL))
     held = holding(figures)
     clear = [verdict for verdict, strength in held.items() if strength == "clear"]
