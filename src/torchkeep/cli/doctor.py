@@ -51,8 +51,9 @@ def doctor(
     for target in (html, plot):
         if target is not None:
             tk.plot(source, target, diagnosis=diagnosis, **known)
-    if not as_json and (lines := tk.sketch(source, **known)):
-        print(lines if (sys.stdout.encoding or "").lower().startswith("utf") else "")
+    drawable = not as_json and (sys.stdout.encoding or "").lower().startswith("utf")
+    if drawable and (lines := tk.sketch(source, **known)):
+        print(lines)
     answer(diagnosis, as_json)
     if diagnosis.verdict in verdicts:
         raise typer.Exit(FAILED)

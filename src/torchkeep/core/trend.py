@@ -27,7 +27,8 @@ def smoothed(y: Floats) -> Floats:
     """Means over windows of a tenth of the points, three at least; the last one is where the curve ends."""
     width = min(len(y), max(3, len(y) // 10))
     sums = np.concatenate(([0.0], np.cumsum(y - y.mean())))
-    return (sums[width:] - sums[:-width]) / width + y.mean()
+    means: Floats = (sums[width:] - sums[:-width]) / width + y.mean()
+    return means
 
 
 def level(y: Floats, points: int = 3) -> float:
