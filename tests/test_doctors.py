@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from benchmarks.doctors import GRADES, MEANS, Answer, Case, asked, cases, graded, page, read
+from benchmarks.doctors import GRADES, MEANS, Answer, Case, asked, cases, each, graded, page, read, totals
 from benchmarks.doctors_peers import TOOLS, renamed, rows_of
 
 KEPT = Path(__file__).parent / "data" / "curves" / "tuning"
@@ -54,11 +55,26 @@ def test_every_tool_that_is_asked_is_understood() -> None:
 def test_the_table_has_a_line_a_run_and_sums_that_agree() -> None:
     runs = cases(KEPT)[:6]
     answers = asked(runs, python=None)
-    text = page(runs, answers)
+    text = "\n".join([*totals(runs, answers), *each(runs, answers)])
     assert all(f"| {case.name} | {case.built_for} |" in text for case in runs)
     right = sum(case.grades["cannot-say"] == "right" for case in runs)
-    assert f"| always cannot-say | {right} of 6 |" in text
+    assert f"| always cannot-say | {right} of 6 (" in text
     assert all(set(case.grades.values()) <= set(GRADES) for case in runs)
+
+
+def test_torchkeep_is_right_about_the_runs_that_it_was_tuned_on_and_scored_by() -> None:
+    """The rules as they are; what they were worth before these sets were seen stands on the page."""
+    for name, least in (("tuning", 0.95), ("scoring", 0.85), ("confirming", 0.0)):
+        runs = cases(KEPT.parent / name)
+        if not runs:
+            continue
+        tally = Counter(answer.grade for answer in asked(runs, python=None)["torchkeep"].values())
+        assert tally["right"] >= least * len(runs) and not tally["confidently_wrong"], (name, tally)
+
+
+def test_the_page_has_every_set(tmp_path: Path) -> None:
+    text = page([KEPT], None)
+    assert "## tuning" in text and text.count("\n## ") == 1
 
 
 def test_columns_are_renamed_and_nothing_else(tmp_path: Path) -> None:
