@@ -64,7 +64,7 @@ def test_the_table_has_a_line_a_run_and_sums_that_agree() -> None:
 
 def test_torchkeep_is_right_about_the_runs_that_it_was_tuned_on_and_scored_by() -> None:
     """The rules as they are; what they were worth before these sets were seen stands on the page."""
-    for name, least in (("tuning", 0.95), ("scoring", 0.85), ("confirming", 0.0)):
+    for name, least in (("tuning", 0.95), ("scoring", 0.85), ("confirming", 0.65)):
         runs = cases(KEPT.parent / name)
         if not runs:
             continue

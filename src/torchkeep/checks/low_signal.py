@@ -7,7 +7,7 @@ from ..core.diagnosis import Sign
 from ._measures import chance, fitted, scale
 from ._sign import sign
 
-_LOW, _FALLEN, _NOTHING = 0.6, 0.4, 0.1
+_LOW, _NOISY, _FALLEN, _NOTHING = 0.6, 0.45, 0.4, 0.1
 
 
 class LowSignal:
@@ -17,13 +17,15 @@ class LowSignal:
     code = "low-signal"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """1 - loss / loss of chance is below 0.6; below 0.4 where the first loss has to stand for that of chance."""
+        """1 - loss / loss of chance is below 0.6, for a regression below 0.45; below 0.4 where the first loss has to
+        stand for that of chance."""
         known, loss = scale(curves, setting), fitted(curves)
         if known is None or loss is None:
             return None
         told = chance(setting) is not None
         share = 1 - loss / known
-        if share >= (_LOW if told else _FALLEN):
+        least = _FALLEN if not told else _LOW if setting.classes else _NOISY  # targets have noise that nothing fits
+        if share >= least:
             return None
         what = "what a model has that has learned nothing" if told else "what it began at"
         return sign(self, "danger" if share < _NOTHING else "warning", signal=share, loss=loss, chance=known, what=what)

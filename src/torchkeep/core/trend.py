@@ -38,15 +38,16 @@ def level(y: Floats, points: int = 3) -> float:
 
 def slope(x: Floats, y: Floats) -> tuple[float, float]:
     """Steepness of the straight line through the points, and its standard error (inf for fewer than three points)."""
-    x = x - x.mean()
+    unit = float(np.abs(y).max(initial=0.0)) or 1.0  # a loss may be 1e200, and its square is no number
+    x, y = x - x.mean(), y / unit
     spread = float(x @ x)
     if len(x) < 2 or spread == 0:
         return 0.0, math.inf
     steep = float(x @ y) / spread
     if len(x) < 3:
-        return steep, math.inf
+        return steep * unit, math.inf
     left = y - y.mean() - steep * x
-    return steep, math.sqrt(float(left @ left) / (len(x) - 2) / spread)
+    return steep * unit, math.sqrt(float(left @ left) / (len(x) - 2) / spread) * unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from ..core.diagnosis import Sign
 _NOTHING = 0.05  # of what there is to learn: with less than this nothing was learned
 _BARELY, _MANY = 0.1, 30  # so little in so many points is no matter of time
 _CLEAR = 0.3  # a gap in losses of chance that makes a rise weightier than a poor fit
+_FALL = 0.03  # of a metric, that does so too
 _MOSTLY_FROZEN, _STRONG_DROPOUT = 0.5, 0.6
 _FEW, _SMALL = 30, 60  # examples in a validation set
 _MISTAKES = 20  # of them, below which a rise of the loss may be theirs alone
@@ -44,7 +45,7 @@ def verdict_of(signs: Sequence[Sign], curves: Curves, setting: Setting) -> Verdi
             "unstable", why=("rate-too-high",), sure=_beyond(found["rate-too-high"].evidence["climb"], 0.012)
         )
     worse = _worse(found, setting)
-    if "low-signal" in found and not (worse is not None and _gap_is_clear(found)):
+    if "low-signal" in found and not (worse is not None and _is_weightier(found)):
         return _underfit(found, setting)
     if worse is not None:
         return worse
@@ -58,7 +59,7 @@ def verdict_of(signs: Sequence[Sign], curves: Curves, setting: Setting) -> Verdi
     if "poor-fit" in found:
         return Verdict("underfit", "capacity", why=("poor-fit",), sure=0.6)
     few = setting.n_val is not None and setting.n_val <= _FEW
-    return Verdict("healthy", sure=0.6 if few else 0.8)
+    return Verdict("healthy", sure=0.6 if few else 0.75)  # that nothing was seen is weaker evidence than any sign
 
 
 def _worse(found: Mapping[str, Sign], setting: Setting) -> Verdict | None:
@@ -96,8 +97,10 @@ def _is_held(found: Mapping[str, Sign], setting: Setting) -> bool:
     return strong and "validation-below-training" in found
 
 
-def _gap_is_clear(found: Mapping[str, Sign]) -> bool:
-    return "gap" in found and found["gap"].evidence["loss_gap"] >= _CLEAR
+def _is_weightier(found: Mapping[str, Sign]) -> bool:
+    """Whether getting worse on what it has not seen matters more than a poor fit: the gap is clear, or the fall is."""
+    fall = found["overfitting"].evidence.get("fall", 0.0) if "overfitting" in found else 0.0
+    return fall >= _FALL or ("gap" in found and found["gap"].evidence["loss_gap"] >= _CLEAR)
 
 
 def _gap_sure(sign: Sign) -> float:
