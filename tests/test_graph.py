@@ -266,7 +266,9 @@ def test_a_single_row_is_example_enough(tmp_path: Path) -> None:
 def test_a_graph_model_is_saved_loaded_and_copied_like_any_other(tmp_path: Path) -> None:
     model = TinyNet().eval()
     made = load_graph(saved(model, tmp_path))
-    tk.save(made, tmp_path / "again.safetensors")
+    report = tk.save(made, tmp_path / "again.safetensors")
+    assert [note for note in report.notes if "load_model" in note] == [report.notes[-1]]
+    assert "its graph is not saved" in report.notes[-1]
     fresh = TinyNet().eval()
     assert tk.load_into(fresh, tmp_path / "again.safetensors").coverage == 1
     assert torch.equal(fresh(IMAGES), model(IMAGES))
@@ -295,6 +297,9 @@ def test_modes_stay_and_that_is_said(tmp_path: Path) -> None:
     assert any("in eval mode: batch_norm, dropout" in note for note in report.notes)
     with pytest.warns(GraphWarning, match="exported in eval mode, and stays so .*: batch_norm, dropout"):
         made = load_graph(tmp_path / "m.safetensors")
+    with pytest.warns(GraphWarning) as said:
+        tk.load_model(tmp_path / "m.safetensors", trust_graph=True)
+    assert [one.filename for one in said] == [__file__]
     with pytest.warns(GraphWarning, match="exported in eval mode: train\\(\\) changes nothing"):
         assert made.train() is made
     with warnings.catch_warnings():
@@ -387,7 +392,10 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
         saved(Branching(), tmp_path, torch.ones(4, 3))
     assert "nothing was written" in str(caught.value) and "without example_inputs" in caught.value.hint
     assert len(caught.value.message) < 600 and "\n" not in caught.value.message
-    assert list(tmp_path.iterdir()) == [] and capfd.readouterr().out == ""
+    assert f"at test_graph.py:{Branching.forward.__code__.co_firstlineno + 1}: return x if x.sum() > 0" in str(
+        caught.value
+    )
+    assert list(tmp_path.iterdir()) == [] and capfd.readouterr() == ("", "")
 
 
 def test_a_batch_that_cannot_be_free_is_said_and_can_be_fixed(tmp_path: Path) -> None:
@@ -507,6 +515,13 @@ def test_without_a_graph_that_is_said(tmp_path: Path) -> None:
     tk.save(TinyNet(), tmp_path / "m.safetensors")
     with pytest.raises(RebuildError, match="saved without a graph"):
         load_graph(tmp_path / "m.safetensors")
+
+
+def test_the_graph_alone_is_no_model_and_that_is_said(tmp_path: Path) -> None:
+    path = saved(TinyNet().eval(), tmp_path)
+    with pytest.raises(RebuildError, match="is a program") as caught:
+        tk.load_model(path.with_suffix(".pt2"))
+    assert "trust_graph=True" in caught.value.hint
 
 
 def test_a_graph_of_another_save_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -707,14 +722,14 @@ WITHOUT_CLASS = """
 import sys, warnings
 import torch
 warnings.simplefilter("ignore")
-from torchkeep.exporting.graph import load_graph
+import torchkeep as tk
 torch.set_num_threads(1)
 try:
     import network
     sys.exit("the class is here")
 except ImportError:
     pass
-model = load_graph(sys.argv[1])
+model = tk.load_model(sys.argv[1], trust_graph=True)
 model.eval()
 for images, expected in torch.load(sys.argv[2]):
     worst = float((model(images) - expected).abs().max())

@@ -184,6 +184,14 @@ def test_a_load_with_a_bad_placement_leaves_the_model_as_it_is(tmp_path: Path) -
         assert not model["encoder"][0].weight.any() and set(where(model).values()) == {"cpu"}
 
 
+@pytest.mark.parametrize("device", ["cuda:77", {"encoder": "cuda:77"}])
+def test_a_model_is_not_made_on_a_device_that_is_not_here(device: Any, tmp_path: Path) -> None:
+    tk.save(pair(), tmp_path / "m.safetensors")
+    with pytest.raises(LoadError, match="there is no device 'cuda:77' here") as caught:
+        tk.load_model(tmp_path / "m.safetensors", device=device)
+    assert "tk.devices()" in caught.value.hint
+
+
 def test_an_optimizer_goes_on_with_what_stayed(tmp_path: Path) -> None:
     source, model = pair(), pair()
     tk.save(source, tmp_path / "m.safetensors")

@@ -356,4 +356,4 @@ def test_the_command_writes_and_plans(checkpoints: Path, tmp_path: Path) -> None
     done = runner.invoke(app, ["rescue", str(path), "-o", str(tmp_path / "two"), "--json"])
     said = json.loads(done.output)
     assert said["classes"] == {"gone_pkg.nets.SmallCNN": "SmallCNN"}
-    assert "classes.SmallCNN" in said["steps"][1]
+    assert "import classes" in said["steps"][1] and "classes.SmallCNN" in said["steps"][2]

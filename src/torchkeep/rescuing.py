@@ -118,6 +118,7 @@ def _steps(folder: Path, ckpt: Checkpoint, made: Spelled | None) -> Iterator[str
     else:
         given = ", ".join(f"{name!r}: classes.{own}" for name, own in made.classes.items())
         yield f"write the forward of {', '.join(made.classes.values())} in {folder / 'classes.py'}"
+        yield f"import sys; sys.path.append({str(folder)!r}); import classes"
         yield f"tk.load_model({ckpt.file!r}, classes={{{given}}})"
         if len(ckpt):
             yield f"or without the old file: model = classes.model(); tk.load_into(model, {weights!r})"

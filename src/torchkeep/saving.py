@@ -12,6 +12,7 @@ from torch import nn
 
 from .contents import of_checkpoint, of_module, of_object
 from .core.checkpoint import EDITED, Checkpoint
+from .core.live import unwrapped
 from .core.report import SaveReport
 from .edit.casting import cast_notes
 from .edit.flat import standing
@@ -19,10 +20,16 @@ from .engines.files import AUTO, check_engine
 from .errors import SaveError
 from .exporting.examples import BATCH
 from .exporting.graph import graph_beside
+from .exporting.running import GraphModel
 from .lineage import Given, as_about
 from .recording import factory_of
 from .sharding import shard_size
 from .writing import check_apart, write_contents
+
+_NO_GRAPH = (
+    "the model is a graph and its graph is not saved: tk.load_into takes the weights; "
+    "example_inputs=... saves both, for tk.load_model"
+)
 
 
 def save(
@@ -104,4 +111,6 @@ def save(
     if example_inputs is not None:
         with graph_beside(obj, contents, target, example_inputs, dynamic_shapes, durable=durable) as contents:
             return write_contents(contents, target, durable=durable, engine=engine)
+    if isinstance(unwrapped(obj), GraphModel):
+        contents = replace(contents, notes=(*contents.notes, _NO_GRAPH))
     return write_contents(contents, target, most=most, durable=durable, engine=engine)

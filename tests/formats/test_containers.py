@@ -338,6 +338,7 @@ def test_a_dtype_without_a_torch_type_is_named() -> None:
         (b"<!DOCTYPE html><html>", UnknownFormatError, "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", UnknownFormatError, "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n", UnsupportedFeatureError, "HDF5"),
+        (b"\x08\n\x12\ttorchkeep\x1a\x050", UnsupportedFeatureError, "ONNX"),
         (b"GGUF\3\0\0\0", UnsupportedFeatureError, "on purpose"),
         (b"\x28\xb5\x2f\xfd", UnsupportedFeatureError, "unzstd"),
         (b"7z\xbc\xaf\x27\x1c", UnsupportedFeatureError, "7z x"),

@@ -54,4 +54,5 @@ def _fact(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value or ("[]" if name == "classes" else "{}"))
     except ValueError as error:
-        raise typer.BadParameter(f"the {name} are no JSON: {error}") from error
+        example = '["cat", "dog"]' if name == "classes" else '{"size": 224}'
+        raise typer.BadParameter(f"{value!r} is no JSON; {name} is given like {name}={example}") from error

@@ -13,7 +13,7 @@ from .output import AsJson, answer, progress
 
 
 def rescue(
-    file: Annotated[Path, typer.Argument(help="A file with a whole pickled model in it.")],
+    file: Annotated[Path, typer.Argument(help="A file with a whole model in it: a pickle, or what tk.save wrote.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The new folder; FILE.rescued if not given.")
     ] = None,

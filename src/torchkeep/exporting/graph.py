@@ -293,6 +293,6 @@ def _as_model(program: ExportedProgram, ckpt: Checkpoint, graph: Graph) -> Graph
             f"{graph.name} was exported in {graph.mode} mode, and stays so whatever train() and eval() say: "
             f"{', '.join(graph.modal)}",
             GraphWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
     return made

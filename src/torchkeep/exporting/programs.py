@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +27,8 @@ from .running import computing
 EXTRA = "torchkeep.json"
 _DROPPING = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "rrelu", "batch_norm")
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_SHAPES_LOG = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+"""Where torch prints whole graphs before it raises the error that says the same."""
 _EXPECTED = (
     r"The tensor attributes? self\..* assigned during export",  # what RNNs do with their flat weights
     "No complete tensor found in the group",  # said of weights that are left out
@@ -33,10 +39,15 @@ _EXPECTED = (
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Without what torch prints, and what it warns of although it is as it should be."""
+    before = _SHAPES_LOG.disabled
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         for message in _EXPECTED:
             warnings.filterwarnings("ignore", message=message)
-        yield
+        _SHAPES_LOG.disabled = True
+        try:
+            yield
+        finally:
+            _SHAPES_LOG.disabled = before
 
 
 def check_values(tensors: Mapping[str, AnyTensor]) -> None:
@@ -80,8 +91,11 @@ def exported(model: nn.Module, example: Example, dynamic_shapes: Any) -> Exporte
 
 def _traced(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
     own = example.mapped(torch.Tensor.detach)  # torch marks the tensors that it is given, and the marks stay
-    with undisturbed(), _restored(model):
-        return torch.export.export(model, own.positional, dict(own.named), dynamic_shapes=shapes, strict=False)
+    errors = io.StringIO()  # where torch prints the whole graph when it fails
+    with undisturbed(), _restored(model), contextlib.redirect_stderr(errors):
+        program = torch.export.export(model, own.positional, dict(own.named), dynamic_shapes=shapes, strict=False)
+    sys.stderr.write(errors.getvalue())
+    return program
 
 
 @contextlib.contextmanager
@@ -109,10 +123,17 @@ def _refusal(model: nn.Module, example: Example, shapes: Any, error: Exception) 
                 "what torch.export takes as dynamic_shapes names the sizes that are free",
             )
     return SaveError(
-        f"the model cannot be exported as a graph: {reason(error)}; nothing was written",
-        hint="save it without example_inputs, or change the place that torch names: branches and sizes must not "
-        "depend on the values of tensors",
+        f"the model cannot be exported as a graph: {reason(error)}{_where(error)}; nothing was written",
+        hint="save it without example_inputs, or change what is in the way: branches and sizes must not depend on the "
+        "values of tensors, and of example_inputs a tuple is the positional, a dict the named arguments",
     )
+
+
+def _where(error: BaseException) -> str:
+    """The line outside of torch at which an export ended; empty if there is none."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(own)]
+    return f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 def reason(error: BaseException) -> str:

@@ -20,7 +20,7 @@ class GraphModel(nn.Module):
     changed something says it in a GraphWarning. To train only a part, set `requires_grad`, as on any model.
     """
 
-    _torchkeep: tuple[nn.Module, str, str, dict[str, bool]]
+    _torchkeep_graph: tuple[nn.Module, str, str, dict[str, bool]]
     _torchkeep_said: bool
 
     def __init__(self, graph: nn.Module, title: str, mode: str, flags: Mapping[str, bool]) -> None:
@@ -38,7 +38,7 @@ class GraphModel(nn.Module):
             _buffers=graph._buffers,
             _modules=graph._modules,
             _non_persistent_buffers_set=graph._non_persistent_buffers_set,
-            _torchkeep=(graph, title, mode, dict(flags)),
+            _torchkeep_graph=(graph, title, mode, dict(flags)),
             _torchkeep_said=False,
         )
         for path, module in self.named_modules(remove_duplicate=False):
@@ -46,11 +46,11 @@ class GraphModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the graph computes; takes what the model took that was exported."""
-        return self._torchkeep[0](*args, **kwargs)
+        return self._torchkeep_graph[0](*args, **kwargs)
 
     def train(self, mode: bool = True) -> GraphModel:
         """Change nothing, and say so once where that is not what is asked for."""
-        _, title, exported, _ = self._torchkeep
+        _, title, exported, _ = self._torchkeep_graph
         if exported != ("train" if mode else "eval") and not self._torchkeep_said:
             self._torchkeep_said = True
             how = "with modules in either mode" if exported == "mixed" else f"in {exported} mode"
@@ -65,15 +65,15 @@ class GraphModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-            graph = copy.deepcopy(self._torchkeep[0], memo)
-        made = GraphModel(graph, *self._torchkeep[1:])
+            graph = copy.deepcopy(self._torchkeep_graph[0], memo)
+        made = GraphModel(graph, *self._torchkeep_graph[1:])
         memo[id(self)] = made
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(f"the graph of {self._torchkeep[1]} cannot be pickled: save it with torchkeep.save")
+        raise TypeError(f"the graph of {self._torchkeep_graph[1]} cannot be pickled: save it with torchkeep.save")
 
 
 def computing(model: nn.Module) -> nn.Module:
     """The module of torch that computes in a GraphModel; any other model itself."""
-    return model._torchkeep[0] if isinstance(model, GraphModel) else model
+    return model._torchkeep_graph[0] if isinstance(model, GraphModel) else model

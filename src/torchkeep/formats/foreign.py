@@ -30,6 +30,9 @@ _NO_CHECKPOINT: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", "a Parquet file"),
 )
 
+_ONNX = re.compile(rb"\x08[\x01-\x20]\x12[\x01-\x40][ -~]")
+"""A version of the format, then the name of the producer."""
+
 
 def explain(probe: Probe, file: str) -> TorchkeepError:
     """The error for a file that no format takes, saying what it is as far as its first bytes show."""
@@ -42,6 +45,9 @@ def explain(probe: Probe, file: str) -> TorchkeepError:
     for magic, what in _NO_CHECKPOINT:
         if head.startswith(magic):
             return _unknown(f"is {what} and no checkpoint", file, "is it the right file?")
+    if _ONNX.match(head):
+        hint = "onnxruntime runs it; no model is made of it again, so keep the checkpoint that it was exported from"
+        return UnsupportedFeatureError("is an ONNX file, which torchkeep does not read", file=file, hint=hint)
     if head.startswith(b"version https://git-lfs"):
         return _unknown("is a git-lfs pointer and not the file itself", file, "run `git lfs pull` in its repository")
     if not any(head):

@@ -15,7 +15,7 @@ from ..applying import place
 from ..core.blueprint import Blueprint
 from ..core.checkpoint import Checkpoint
 from ..core.model_plan import ClassPlan, ModelPlan
-from ..core.placement import Device, Placement
+from ..core.placement import Device, Placement, placement_of
 from ..core.table import shorten
 from ..errors import RebuildError, RebuildWarning
 from ..exporting.graph import load_graph
@@ -80,7 +80,7 @@ def load_model(
     known.check_given(named_in(blueprint), blueprint.file)
     if trust_graph and not _is_here(blueprint, known):
         return _from_graph(ckpt.file, device)
-    one = None if isinstance(device, (Mapping, Placement)) else device
+    one = None if device is None or isinstance(device, (Mapping, Placement)) else placement_of(device).rest
     places = Places(ckpt, one)
     maker = Maker(blueprint, known, places.tensor)
     with torch.random.fork_rng(devices=[]):  # constructors draw numbers that are then replaced
@@ -91,7 +91,7 @@ def load_model(
         load_own(model, ckpt, places)
     elif places.device.type != "meta":
         fill(model, ckpt, allow)
-    if one is not device:
+    if isinstance(device, (Mapping, Placement)):
         place(model, device)
     _as_saved(model, ckpt)
     _warn(blueprint, maker, maker.hooked())
@@ -107,7 +107,7 @@ def _is_here(blueprint: Blueprint, known: Classes) -> bool:
 
 def _from_graph(file: str, device: Device | Mapping[Any, Device] | Placement | None) -> nn.Module:
     if not isinstance(device, (Mapping, Placement)):
-        return load_graph(file, device=None if device is None else torch.device(device))
+        return load_graph(file, device=placement_of(device).rest)
     model = load_graph(file)
     place(model, device)
     return model
@@ -160,7 +160,7 @@ def left_out(blueprint: Blueprint, made: Collection[str] = (), hooked: Collectio
     hooks = [text for part in blueprint.parts if part.path not in hooked for text in told(part)]
     lost = [f"{place} {why}" for place, why in blueprint.lost.items() if place not in made]
     notes = [f"{len(hooks)} hooks are left out, for they are not run: {shorten(hooks)}"] if hooks else []
-    notes += [f"{len(lost)} things of the model are not in the file: {shorten(lost)}"] if lost else []
+    notes += [f"what the file does not have: {shorten(lost)}"] if lost else []
     return tuple(notes)
 
 
@@ -175,10 +175,12 @@ def _warn(blueprint: Blueprint, maker: Maker, hooked: Collection[str]) -> None:
     notes = [*left_out(blueprint, maker.constructed, hooked), *maker.notes, *_changes(blueprint, maker)]
     if maker.unknown:
         names = sorted(set(maker.unknown.values()))
+        given = shorten([f"{name!r}: YourClass" for name in names])
         factory = f", or trust=[...] the package of its factory {blueprint.factory}" if blueprint.factory else ""
         notes.append(
-            f"{len(maker.unknown)} modules are skeletons, which cannot compute, for want of {shorten(names)}: pass "
-            f"classes={{{names[0]!r}: YourClass}}, or trust=[...] the package that has it{factory}"
+            f"skeletons, which cannot compute, for want of {shorten(names)} "
+            f"({len(maker.unknown)} of {len(blueprint.parts)} modules): pass "
+            f"classes={{{given}}}, or trust=[...] the package that has {'it' if len(names) == 1 else 'them'}{factory}"
         )
     if maker.inert:
         what = [f"{place} ({name})" for place, name in maker.inert.items()]
@@ -198,4 +200,6 @@ def _changes(blueprint: Blueprint, maker: Maker) -> Iterator[str]:
         changed = changed_methods(code, code_of(now)) if now is not None else {}
         if changed:
             what = [f"{method} was {before} and is {after}" for method, (before, after) in changed.items()]
-            yield f"{name} computes something else than when the file was written: {shorten(what)}"
+            yield f"the code of {name} is another than when the file was written, and may compute something else: " + (
+                shorten(what)
+            )

@@ -41,6 +41,12 @@ def blueprint_of(ckpt: Checkpoint) -> Blueprint:
             f"{ckpt.file} was saved by a torchkeep that kept no more of a model than its modules' names",
             hint="make the model, put the weights into it with tk.load_into(model, path), and tk.save it again",
         )
+    if ckpt.format == "pt2":
+        raise RebuildError(
+            f"{ckpt.file} is a program, whose modules have no classes to make them of",
+            hint="tk.load_model(path, trust_graph=True) runs it, where path is the .safetensors beside it that was "
+            "saved with example_inputs; torch.export.load runs one that has its weights",
+        )
     raise RebuildError(
         f"{ckpt.file} holds tensors, and no word of the model that they are from",
         hint="make the model, and put them into it: tk.load_into(model, path)",

@@ -44,6 +44,8 @@ from .inert import Inert, Unsayable, shared_in
 # What every module has, and torch's own way of keeping what else it holds.
 _BOOKS = frozenset({*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"})
 _OURS = "_torchkeep_"
+_GRAPHS = "torch.export._unlift"
+"""Where the modules of torch are that a graph made; their forward is part of the graph."""
 _DERIVED = frozenset({"_flat_weights", "_flat_weight_refs"})  # of recurrent layers, made from their parameters
 _ROOM = 1 << 20  # bytes of all tensors outside of the state dict, compressed
 _PROBE = 1 << 16  # bytes that tell how well the others can be compressed
@@ -140,7 +142,10 @@ class _Architect:
     def _notes(self) -> Iterator[str]:
         if self._lost:
             what = [f"{place or 'the model'} {why}" for place, why in self._lost.items()]
-            yield f"{len(what)} things of the model are not kept, which load_model cannot bring back: {shorten(what)}"
+            yield (
+                "what the file does not have, and only a recorded constructor or a factory brings back: "
+                f"{shorten(what)}"
+            )
         if self._hooked:
             yield f"{len(self._hooked)} modules have hooks, which are not kept: {shorten(self._hooked)}"
 
@@ -353,6 +358,8 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         left.add("train")
     if isinstance(module, nn.RNNBase):
         left |= _DERIVED
+    if type(module).__module__ == _GRAPHS:
+        left.add("forward")
     return {
         key: value
         for key, value in module.__dict__.items()
