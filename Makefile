@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
+DOCTOR := .venv-doctors
+CURVES := tests/data/curves
 
 .PHONY: demo test check bench prove docs clean
 
@@ -19,6 +21,11 @@ $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/requirements-peer
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/requirements-peers.txt -e .
 	touch $@
 
+$(DOCTOR)/.installed: constraints.txt benchmarks/requirements-doctors.txt
+	$(PYTHON) -m venv $(DOCTOR)
+	$(DOCTOR)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-doctors.txt
+	touch $@
+
 demo: $(STAMP)   ## real ImageNet weights onto real digits: freeze, train, get killed, resume, compare
 	$(BIN)/torchkeep demo
 
@@ -31,12 +38,14 @@ check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) $(PEERS)/.installed  ## beside other savers, loaders and the pickle scanners; writes the tables of the docs
+bench: $(STAMP) $(PEERS)/.installed $(DOCTOR)/.installed  ## beside other savers, loaders and the pickle scanners; writes the tables of the docs
 	$(PEERS)/bin/python -m benchmarks.disk --write docs/benchmarks-disk.md
 	$(BIN)/python benchmarks/opening.py --write docs/benchmarks-opening.md
 	$(BIN)/python -m benchmarks.editing --write docs/benchmarks-editing.md
 	$(BIN)/python benchmarks/peers.py --write docs/peers.md
 	$(PEERS)/bin/python -m benchmarks.loading --write docs/benchmarks-loading.md
+	$(BIN)/python -m benchmarks.doctors $(CURVES)/tuning $(CURVES)/scoring $(CURVES)/confirming \
+		--python $(DOCTOR)/bin/python --write docs/benchmarks-doctors.md
 
 prove: $(STAMP)  ## the long proofs; writes docs/proofs.md
 	$(BIN)/python tests/prove.py
@@ -45,4 +54,4 @@ docs: $(STAMP)   ## run every example in README and docs
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(DOCTOR) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

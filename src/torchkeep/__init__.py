@@ -6,6 +6,7 @@ Open any checkpoint safely, load weights loudly, freeze for real, save only what
 from __future__ import annotations
 
 from . import adapters as adapters
+from . import criteria as criteria
 from . import edit as edit
 from . import errors as errors
 from . import surgery as surgery
@@ -18,6 +19,9 @@ from .core.about import About as About
 from .core.about import Parent as Parent
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
+from .core.curves import Setting as Setting
+from .core.diagnosis import VERDICTS as VERDICTS
+from .core.diagnosis import Diagnosis as Diagnosis
 from .core.diff_report import DiffReport as DiffReport
 from .core.freezespec import FreezeSpec as FreezeSpec
 from .core.freezespec import Phase as Phase
@@ -37,6 +41,7 @@ from .core.tensors import TensorSpec as TensorSpec
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
+from .diagnosing import diagnose as diagnose
 from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
@@ -53,7 +58,11 @@ from .loading import load_into as load_into
 from .loading import plan_load as plan_load
 from .opening import load as load
 from .opening import open_checkpoint as open
+from .plotting import plot as plot
+from .plotting import sketch as sketch
 from .proving import prove_resume as prove_resume
+from .reading import read_histories as read_histories
+from .reading import read_history as read_history
 from .rebuilding import Skeleton as Skeleton
 from .rebuilding import load_model as load_model
 from .rebuilding import plan_model as plan_model
@@ -72,13 +81,19 @@ from .saving import save as save
 from .scanning import scan as scan
 from .showing import show as show
 from .showing import to_json as to_json
+from .sizing import can_overfit as can_overfit
+from .sizing import capacity as capacity
+from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
 from .verifying import verify as verify
 
 __all__ = [
+    "VERDICTS",
     "About",
     "Checkpoint",
+    "Diagnosis",
     "DiffReport",
+    "EarlyStopping",
     "ExportReport",
     "Finding",
     "FreezeSpec",
@@ -93,6 +108,7 @@ __all__ = [
     "SaveHandle",
     "SaveReport",
     "Selector",
+    "Setting",
     "Skeleton",
     "Source",
     "TensorSpec",
@@ -102,8 +118,12 @@ __all__ = [
     "add",
     "assert_frozen",
     "audit",
+    "can_overfit",
+    "capacity",
     "convert",
+    "criteria",
     "devices",
+    "diagnose",
     "diff",
     "edit",
     "enter_phase",
@@ -129,7 +149,10 @@ __all__ = [
     "param_groups",
     "plan_load",
     "plan_model",
+    "plot",
     "prove_resume",
+    "read_histories",
+    "read_history",
     "read_spec",
     "recorded",
     "rename",
@@ -138,6 +161,7 @@ __all__ = [
     "save",
     "scan",
     "show",
+    "sketch",
     "strip",
     "structural",
     "surgery",

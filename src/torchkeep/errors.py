@@ -208,6 +208,10 @@ class RebuildWarning(UserWarning):
     """A model was made from its file, and something of it is not as it was: a skeleton, a hook, code that changed."""
 
 
+class StopWarning(UserWarning):
+    """Early stopping cannot do what it is for: its metric never comes, or the best weights were not kept."""
+
+
 class FrozenChangedWarning(UserWarning):
     """What is frozen has changed, and `trust_frozen` had relied on it."""
 

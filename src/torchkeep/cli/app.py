@@ -17,6 +17,7 @@ from . import (
     convert,
     demo,
     diff,
+    doctor,
     drop,
     gc,
     inspect,
@@ -81,6 +82,7 @@ app.command()(runs.runs)
 app.command()(prune.prune)
 app.command()(gc.gc)
 app.command()(tag.tag)
+app.command()(doctor.doctor)
 app.command()(prove_resume.prove_resume)
 app.command()(demo.demo)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import msgspec
@@ -11,9 +11,11 @@ from blake3 import blake3
 
 from ..errors import TorchkeepError
 from . import tagged
+from .rows import Column, Rows, rows_of
 from .table import Table
 
 RESUMED = "$resumed"
+_MARK = b'"$resumed"'
 _CHECKED = 16  # length of the checksum at the end of a line
 
 
@@ -24,10 +26,18 @@ class History(Sequence[dict[str, Any]]):
     Attributes:
         records: one dict a call of `run.log`.
         damaged: numbers of lines (from 1) that cannot be read, a torn last line excepted.
+        title: what was read.
+        source: who wrote it: `run`, `csv`, `jsonl`, `json`, `tensorboard` or `hf`; empty for one that was not read.
+        names: role -> name, where the caller said which is which, e.g. `{"train_loss": "my/loss"}`.
+        notes: what was dropped or put in order while it was read, in sentences.
     """
 
-    records: tuple[dict[str, Any], ...] = ()
+    records: Sequence[dict[str, Any]] = ()
     damaged: tuple[int, ...] = ()
+    title: str = ""
+    source: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -54,11 +64,17 @@ class History(Sequence[dict[str, Any]]):
             merged |= record
         return merged
 
+    def columns(self) -> Mapping[str, Column]:
+        """The values of every metric with the numbers of the records that have it; objects in records laid flat."""
+        return rows_of(self.records).columns
+
     def table(self) -> Table:
         """The last twenty records."""
-        columns = tuple(dict.fromkeys(key for record in self.records for key in record))
+        named = self.records.columns if isinstance(self.records, Rows) else (key for one in self.records for key in one)
+        columns = tuple(dict.fromkeys(named))
         rows = tuple(tuple(_cell(record.get(key)) for key in columns) for record in self.records[-20:])
-        return Table(f"history: {len(self)} records", columns=columns, rows=rows)
+        title = f"{self.title}: {len(self)} records" if self.title else f"history: {len(self)} records"
+        return Table(title, columns=columns, rows=rows, notes=self.notes)
 
     def __str__(self) -> str:
         return str(self.table())
@@ -94,7 +110,8 @@ def _record(line: bytes) -> Any:
     body, checksum = line[:-_CHECKED], line[-_CHECKED:]
     if _checksum(body) != checksum:
         raise ValueError("it changed after it was written")
-    return tagged.decode(msgspec.json.decode(body + b"}"))
+    value = msgspec.json.decode(body + b"}")
+    return tagged.decode(value) if b'"$' in body else value  # nothing in it is tagged
 
 
 def whole_lines(data: bytes) -> int:
@@ -107,25 +124,47 @@ def decode_history(data: bytes) -> History:
 
     Records form a tree: after a mark the next record follows the one that stood at the offset which the mark names.
     """
-    end: _Node = None
-    at_offset: dict[int, _Node] = {0: None}
-    offset = 0
+    kept: list[dict[str, Any]] = []
+    before: list[int] = []  # place in `kept` of the record that each one follows, -1 for none
+    marked = _MARK in data
+    at_offset, end, offset = {0: -1}, -1, 0
     damaged = []
     for number, line in enumerate(data[: whole_lines(data)].split(b"\n")[:-1], start=1):
         offset += len(line) + 1
         try:
             record = _record(line)
             mark = record.get(RESUMED)
-            end = (end, record) if mark is None else at_offset[mark["nbytes"]]
+            if mark is None:
+                kept.append(record)
+                before.append(end)
+                end = len(kept) - 1
+            else:
+                end = at_offset[mark["nbytes"]]
         except (TorchkeepError, ValueError, AttributeError, KeyError, TypeError):
             damaged.append(number)
-        at_offset[offset] = end
-    records = []
-    while end is not None:
-        end, record = end
-        records.append(record)
-    return History(tuple(reversed(records)), tuple(damaged))
+        if marked:
+            at_offset[offset] = end
+    places = []
+    while end >= 0:
+        places.append(end)
+        end = before[end]
+    return History(tuple(kept[place] for place in reversed(places)), tuple(damaged))
 
 
-_Node = Any
-"""A record and the one before it, (node, record); None before the first."""
+def followed(data: bytes) -> list[tuple[int, int]]:
+    """The stretches of a history file, first and last offset, that its history follows, without abandoned branches."""
+    starts = [(0, 0)]  # where a stretch begins in the file, and the offset that it goes on from
+    offset = 0
+    for line in data[: whole_lines(data)].split(b"\n")[:-1]:
+        offset += len(line) + 1
+        if RESUMED.encode() in line:
+            try:
+                starts.append((offset, _record(line)[RESUMED]["nbytes"]))
+            except (TorchkeepError, ValueError, KeyError, TypeError):
+                continue
+    end, found = offset, []
+    for start, before in reversed(starts):
+        if start <= end:
+            found.append((start, end))
+            end = before
+    return found[::-1]

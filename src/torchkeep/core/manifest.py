@@ -68,6 +68,7 @@ class Body(msgspec.Struct, frozen=True):
         history: how much of the history belongs to it.
         metrics: the last value of each metric that was logged before it.
         producer: versions of what wrote it.
+        seconds: how long the training had run that led to it, over all processes.
     """
 
     version: int
@@ -81,6 +82,7 @@ class Body(msgspec.Struct, frozen=True):
     history: HistoryMark
     metrics: dict[str, Any] = {}
     producer: dict[str, str] = {}
+    seconds: float = 0.0
 
 
 def seal(body: bytes) -> bytes:

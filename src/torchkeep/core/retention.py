@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .metrics import mode_of
-from .snapshot import Snapshot, value_of
+from .metrics import checked_mode
+from .snapshot import Snapshot, ranked
 from .units import parse_bytes
 
 ALWAYS = math.inf
@@ -169,7 +169,7 @@ class KeepEvery(Policy):
 
 @dataclass(frozen=True)
 class KeepBest(Policy):
-    """Keep the snapshots with the best values of a metric. NaN is never best; of equal ones the earlier wins.
+    """Keep the snapshots with the best values of a metric; of equal ones the earlier. NaN and infinity are never best.
 
     Attributes:
         count: how many.
@@ -183,10 +183,7 @@ class KeepBest(Policy):
 
     def __post_init__(self) -> None:
         _positive("keep_best", self.count)
-        if self.mode not in {None, "min", "max"}:
-            raise ValueError(f"mode is {self.mode!r}; it must be 'min' or 'max'")
-        if self.mode is None:
-            object.__setattr__(self, "mode", mode_of(self.metric))
+        object.__setattr__(self, "mode", checked_mode(self.metric, self.mode))
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -195,12 +192,10 @@ class KeepBest(Policy):
 
     def reasons(self, shelf: Shelf) -> Reasons:
         """See Policy."""
-        values = {one.sequence: value_of(one, self.metric) for one in shelf.snapshots}
-        valued = {sequence: value for sequence, value in values.items() if value is not None}
-        ranked = sorted(valued, key=lambda sequence: valued[sequence] * (1 if self.mode == "min" else -1))
+        best = ranked(shelf.snapshots, self.metric, str(self.mode))[: self.count]
         return {
-            sequence: [Reason(f"best {self.count} by {self.metric}", 2 - rank / self.count)]
-            for rank, sequence in enumerate(ranked[: self.count])
+            one.sequence: [Reason(f"best {self.count} by {self.metric}", 2 - rank / self.count)]
+            for rank, one in enumerate(best)
         }
 
     def __str__(self) -> str:
@@ -220,6 +215,26 @@ class KeepTagged(Policy):
 
     def __str__(self) -> str:
         return "keep_tagged()"
+
+
+@dataclass(frozen=True)
+class Needed(Policy):
+    """Keep one snapshot, because something is going to need it.
+
+    Attributes:
+        sequence: its number.
+        reason: what it is needed for.
+    """
+
+    sequence: int
+    reason: str
+
+    def reasons(self, shelf: Shelf) -> Reasons:
+        """See Policy."""
+        return {self.sequence: [Reason(self.reason, ALWAYS)]}
+
+    def __str__(self) -> str:
+        return f"needed({self.sequence})"
 
 
 @dataclass(frozen=True)

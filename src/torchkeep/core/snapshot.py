@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 from . import tagged
 from .manifest import Body
+from .metrics import finite
 from .table import Table, human_bytes
 from .tensors import TensorSpec, torch_dtype
 
@@ -66,22 +66,19 @@ def spec_of_entry(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def value_of(snapshot: Snapshot, metric: str) -> float | None:
-    """The value of a metric that can be compared: None if it was not logged, is no number or NaN."""
-    value = snapshot.metrics.get(metric)
-    return None if not isinstance(value, (int, float)) or math.isnan(value) else value
+    """The value of a metric that can be compared: None if it was not logged, is no number, NaN or infinite."""
+    return finite(snapshot.metrics.get(metric))
 
 
 def best_of(snapshots: Iterable[Snapshot], metric: str, mode: str) -> Snapshot | None:
     """The snapshot with the lowest (`min`) or highest (`max`) value of a metric; NaN never wins, the earliest does."""
-    best: Snapshot | None = None
-    for snapshot in snapshots:
-        value = value_of(snapshot, metric)
-        if value is None:
-            continue
-        held = best.metrics[metric] if best is not None else None
-        if held is None or (value < held if mode == "min" else value > held):
-            best = snapshot
-    return best
+    return next(iter(ranked(snapshots, metric, mode)), None)
+
+
+def ranked(snapshots: Iterable[Snapshot], metric: str, mode: str) -> list[Snapshot]:
+    """The snapshots that have a finite value of a metric, the best first; of equal ones the earlier."""
+    values = [(value, one) for one in snapshots if (value := value_of(one, metric)) is not None]
+    return [one for _, one in sorted(values, key=lambda pair: pair[0] if mode == "min" else -pair[0])]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Archive(Packs):
         parent: int,
         history: HistoryMark,
         metrics: dict[str, Any],
+        seconds: float = 0.0,
         threads: int = THREADS,
     ) -> Committed:
         """Write what is new, then the manifest. The link of the manifest is the commit point."""
@@ -80,6 +81,7 @@ class Archive(Packs):
                 history=history,
                 metrics=metrics,
                 producer=PRODUCER,
+                seconds=seconds,
             )
             try:
                 body, manifest = self._put_manifest(body)

@@ -19,8 +19,9 @@ from ..core.manifest import HistoryMark
 from ..core.report import SaveReport
 from ..core.snapshot import spec_of_entry
 from ..core.threads import THREADS
-from ..errors import SaveError
+from ..errors import KeyNotFoundError, OpenError, SaveError
 from ..staging import Copies, Staging
+from ..stopping import Clock
 from .background import SaveHandle
 from .capture import capture
 from .keeping import Keeping
@@ -46,6 +47,7 @@ class Moment:
     parent: int
     history: HistoryMark
     metrics: dict[str, Any]
+    seconds: float
     frozen: Marks
     notes: tuple[str, ...]
 
@@ -59,6 +61,7 @@ class Saving(Keeping):
     _sigterm: Sigterm | None
     _trust: Trust | None
     _busy: str
+    _clock: Clock
     _parent: int | None
     _step: int
 
@@ -328,6 +331,7 @@ class Saving(Keeping):
             self._parent_sequence(),
             self._journal.mark(),
             tagged.encode(self._journal.last),
+            round(self._clock.seconds, 3),
             frozen,
             notes,
         )
@@ -343,6 +347,7 @@ class Saving(Keeping):
                 parent=moment.parent,
                 history=moment.history,
                 metrics=moment.metrics,
+                seconds=moment.seconds,
                 threads=threads,
             )
         except BaseException:
@@ -372,6 +377,8 @@ class Saving(Keeping):
     def _parent_sequence(self) -> int:
         if self._parent is None:  # saving into a run that was not resumed: it goes on from what is newest
             self._parent = max(self._archive.sequences(), default=0)
+            with contextlib.suppress(KeyNotFoundError, OpenError):
+                self._clock.set(self._archive.body(self._parent).seconds + self._clock.seconds)
         return self._parent
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ..core.history import History, decode_history, encode_record, resume_mark, whole_lines
+from ..core.history import History, decode_history, encode_record, followed, resume_mark, whole_lines
 from ..core.manifest import HistoryMark
 from ..core.source import read_all
 from ..errors import KeyNotFoundError
@@ -27,6 +27,9 @@ class Journal:
         self._hash = blake3()
         self._lock = threading.Lock()  # several threads may log
         self._synced = -1
+        self._earlier: list[tuple[int, int]] = []
+        self._last_turn = 0
+        self._turned = 0
 
     def read(self) -> History:
         """What was logged, without the records of abandoned branches."""
@@ -36,6 +39,20 @@ class Journal:
     def length(self) -> int:
         """How many records there are."""
         return len(self._records)
+
+    @property
+    def turned(self) -> int:
+        """How many times it was taken up anew: what was known of its records before that is void."""
+        return self._turned
+
+    def records(self, begin: int = 0) -> list[dict[str, Any]]:
+        """The records from number `begin` on."""
+        with self._lock:
+            return self._records[begin:]
+
+    def follows(self, mark: HistoryMark) -> bool:
+        """Whether what a snapshot says of the history is a beginning of it as it stands."""
+        return mark.nbytes >= self._last_turn or any(start <= mark.nbytes <= end for start, end in self._earlier)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -83,6 +100,8 @@ class Journal:
 
     def _take_up(self, data: bytes) -> None:
         self._synced = -1
+        self._turned += 1
+        *self._earlier, (self._last_turn, _) = followed(data)
         self._records = list(decode_history(data))
         self._size = len(data)
         self._hash = blake3(data)

@@ -111,12 +111,17 @@ class Keeping(Looking):
         if self._keep is None:
             return ()
         try:
-            pruned = prune(self._archive, self._store, self._keep, path=str(self.path), strict=False)
+            policy = self._policy(self._keep)
+            pruned = prune(self._archive, self._store, policy, path=str(self.path), strict=False)
             if pruned.removed:
                 collect(self._archive, self._store, path=str(self.path), at_once=pruned.packs)
         except TorchkeepError as error:
             return (f"the snapshot is committed, but older ones or their packs could not be removed: {error.brief}",)
         return ()
+
+    def _policy(self, keep: Policy) -> Policy:
+        """What stays after a save."""
+        return keep
 
     def _check_run(self) -> None:
         self._settle()

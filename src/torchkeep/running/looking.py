@@ -13,6 +13,7 @@ import msgspec
 
 from ..core.about import About, Parent, with_parents
 from ..core.checkpoint import Checkpoint
+from ..core.curves import Setting
 from ..core.digests import digest_bytes
 from ..core.facts import FileFacts
 from ..core.history import History
@@ -24,6 +25,7 @@ from .archive import MARKER, Archive
 from .journal import Journal, read_key
 from .monitor import Monitor
 from .restore import extra_state_of, frozen_of, optimizers_in, origins_in, surgery_of, tracked_in
+from .setting import branch, setting_from
 from .tags import read_tags
 
 
@@ -35,9 +37,15 @@ class Looking:
     _archive: Archive
     _journal: Journal
     _monitor: Monitor
+    _objects: dict[str, Any]
+    _parent: int | None
 
     def _settle(self) -> None:
         """Wait for a save that is under way, and raise what became of it."""
+
+    def _check_there(self) -> None:
+        if not read_key(self._store, MARKER):
+            raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
 
     def _snapshots(self) -> tuple[Snapshot, ...]:
         return tuple(replace(one, path=str(self.path.absolute())) for one in self._archive.snapshots())
@@ -103,6 +111,25 @@ class Looking:
         """What was logged, without the records of abandoned branches."""
         return self._journal.read()
 
+    def setting(self, *, unit: str = "epoch") -> Setting:
+        """What its snapshots say beside the curves: what is trained, weight decay, freeze phases, where they lie.
+
+        Args:
+            unit: what places are counted in, as the curves are: `epoch` or `step`.
+
+        Raises:
+            LoadError: there is no run in this folder.
+        """
+        self._settle()
+        self._check_there()
+        bodies = {}
+        for sequence in self._archive.sequences():
+            with contextlib.suppress(KeyNotFoundError, CorruptCheckpointError):
+                bodies[sequence] = self._archive.body(sequence)
+        newest = self._parent if self._parent in bodies else max(bodies, default=0)
+        model = self._objects.get("model")
+        return setting_from(branch(bodies, newest or 0), model, unit)
+
     def digests(self, snapshot: int | None = None) -> dict[str, str]:
         """BLAKE3 of every tensor of a snapshot by full name, of the newest intact one if None.
 
@@ -145,8 +172,7 @@ class Looking:
             LoadError: there is no run in this folder.
         """
         self._settle()
-        if not read_key(self._store, MARKER):
-            raise LoadError(f"{self.path} is no run: it has no {MARKER}", hint="give the folder that tk.Run was given")
+        self._check_there()
         damaged = tuple(f"snapshot {number}: {why}" for number, why in self._archive.unreadable().items())
         damaged += self._archive.missing_packs()
         return RunSummary(str(self.path), self.snapshots, self.best, len(self.history), damaged, self.tags)

@@ -178,15 +178,61 @@ def _part(body: Body, what: str, live: Any) -> Any:
     return part
 
 
+def plan_weights(body: Body, tensors: Tensors, modules: Mapping[str, nn.Module]) -> list[Step]:
+    """Check a snapshot against live modules and say how to put its weights back, and nothing else of it.
+
+    Args:
+        body, tensors: as for `plan_restore`.
+        modules: those of them that the snapshot does not hold are left as they are.
+
+    Raises:
+        IncompatibleCheckpointError: a module differs from what was saved; nothing was changed.
+    """
+    fits = [_Fit.of(body, tensors, name, one) for name, one in modules.items() if name in body.state]
+    return [*(fit.extra_step() for fit in fits), *(Step(fit.what, fit.copy) for fit in fits)]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A live module and what a snapshot has for it, checked to fit."""
+
+    what: str
+    module: nn.Module
+    part: Mapping[str, Any]
+    live: dict[str, torch.Tensor]
+    saved: dict[str, torch.Tensor]
+    extra: dict[str, Any]
+    before: dict[str, Any]
+
+    @classmethod
+    def of(cls, body: Body, tensors: Tensors, what: str, module: nn.Module) -> _Fit:
+        part = _part(body, what, module)
+        live, live_extra = state_of(module)
+        saved = {name: tensors[f"{what}/{name}"] for name in _entries_of(body, what)}
+        extra = _value(part["extra"], tensors)
+        _check_module(body, what, live, saved)
+        _check_names(body, "extra state", set(live_extra), set(extra))
+        return cls(what, module, part, live, saved, extra, copy.deepcopy(live_extra))
+
+    def extra_step(self) -> Step:
+        """What a module may refuse."""
+        return Step(self.what, lambda: self._give(self.extra), lambda: self._give(self.before))
+
+    def _give(self, extra: Mapping[str, Any]) -> None:
+        for name, value in extra.items():
+            set_extra_state(self.module, name, value)
+
+    def copy(self) -> None:
+        """What it cannot."""
+        with torch.no_grad():
+            for name, tensor in self.live.items():
+                tensor.copy_(self.saved[name])
+
+
 def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple[Step, Step]:
     """What a module may refuse, its extra state, and what it cannot: plain copies."""
-    part = _part(body, what, module)
-    live, live_extra = state_of(module)
-    entries = _entries_of(body, what)
-    saved = {name: tensors[f"{what}/{name}"] for name in entries}
-    extra = _value(part["extra"], tensors)
-    _check_module(body, what, live, saved)
-    _check_names(body, "extra state", set(live_extra), set(extra))
+    fit = _Fit.of(body, tensors, what, module)
+    part, live, entries = fit.part, fit.live, _entries_of(body, what)
     held = set(part["held"])
     _check_names(body, "frozen modules", held & {path for path, _ in named_modules(module)}, held)
     flipped = [name for name, tensor in live.items() if tensor.requires_grad != entries[name].requires_grad]
@@ -196,16 +242,8 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple
     origins = origins_in(body, what)
     note = f"requires_grad of {len(flipped)} parameters was set as in the snapshot: {', '.join(flipped[:3])}"
 
-    before = copy.deepcopy(live_extra)
-
-    def give_extra() -> None:
-        for name, value in extra.items():
-            set_extra_state(module, name, value)
-
     def apply() -> None:
-        with torch.no_grad():
-            for name, tensor in live.items():
-                tensor.copy_(saved[name])
+        fit.copy()
         restore_freeze(module, Frozen(tuple(part["held"]), still, freeze))
         forget(module)
         remember(module, origins)
@@ -213,11 +251,7 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple
             grad = gradients.get(name)
             parameter.grad = None if grad is None else torch.empty_like(parameter, requires_grad=False).copy_(grad)
 
-    def undo() -> None:
-        for name, value in before.items():
-            set_extra_state(module, name, value)
-
-    return Step(what, give_extra, undo), Step(what, apply, notes=(note,) if flipped else (), lost=lost)
+    return fit.extra_step(), Step(what, apply, notes=(note,) if flipped else (), lost=lost)
 
 
 def _gradients(body: Body, tensors: Tensors, what: str) -> dict[str, torch.Tensor]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
+from ..core.criterion import Criterion
 from ..core.manifest import Body
+from ..core.metrics import plain_record
 from ..core.report import ResumeReport, Skipped
 from ..core.retention import Policy
 from ..core.snapshot import Snapshot
@@ -26,7 +27,7 @@ from ..errors import CorruptCheckpointError, KeyNotFoundError, LoadError, Resume
 from ..stores import Store
 from ..stores.local import LocalStore
 from .archive import MARKER, Archive
-from .committing import SKIP, WAIT, Saving
+from .committing import SKIP, WAIT
 from .gradients import watch
 from .journal import START, Journal
 from .keeping import checked_policy
@@ -35,6 +36,7 @@ from .monitor import Monitor
 from .position import Position, Reader, Resumed
 from .probe import Probe
 from .restore import carry_out, data_of, extra_of, plan_restore, random_of, tracked_in
+from .stopping import Stopping, monitored
 from .tracking import GENERATOR, OPTIMIZER, kind_of, of_kind
 from .trust import Trust
 
@@ -53,7 +55,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     return Path(path, MARKER).is_file()
 
 
-class Run(Saving):
+class Run(Stopping):
     """A training run in a folder: what was logged, what was saved, and where it can go on.
 
     >>> with tk.Run("runs/flowers") as run:                                            # doctest: +SKIP
@@ -74,6 +76,7 @@ class Run(Saving):
         mode: str | None = None,
         sigterm: bool = False,
         keep: Policy | None = None,
+        stop: Criterion | None = None,
         trust_frozen: bool = False,
         busy: str = WAIT,
         durable: bool = True,
@@ -91,6 +94,9 @@ class Run(Saving):
                 and leave with exit code 75, which says: start me again.
             keep: which snapshots stay, as `tk.keep_last(3) | tk.keep_best(1, "val_loss")`; applied after each save, and
                 what only the others needed leaves the disk. If None, all of them.
+            stop: when `should_stop` says so, as `tk.criteria.Patience(5) | tk.criteria.NotANumber()`. Then, and when a
+                `with` block ends without an error, the model gets its best weights; that snapshot stays whatever
+                `keep` says. Unless `monitor` says another, the first metric that it compares decides what is best.
             trust_frozen: do not read what `tk.freeze` holds still once it was saved; one in sixteen is read at each
                 save all the same. If it has changed, a FrozenChangedWarning says so and everything is read.
             busy: what `save(blocking=False)` does while the one before is under way: `wait` for it, or `skip`.
@@ -99,7 +105,7 @@ class Run(Saving):
             engine: `direct` writes past the page cache, `buffered` through it; `auto` takes direct for large files.
             store: where the bytes live, if not in the folder; `durable` and `engine` are then the store's matter.
         """
-        super().__init__()
+        super().__init__(stop)
         if busy not in {WAIT, SKIP}:
             raise ValueError(f"busy is {busy!r}; it must be {WAIT!r} or {SKIP!r}")
         self._probe = Probe.of(path)
@@ -110,7 +116,7 @@ class Run(Saving):
         self._store: Store = store or local_store(path, durable=durable, engine=engine)
         self._busy = busy
         self._trust = Trust() if trust_frozen else None
-        self._monitor = Monitor(self._store, monitor, mode)
+        self._monitor = Monitor(self._store, *monitored(stop, monitor, mode))
         self._archive = Archive(self._store)
         self._keep = keep if keep is None else checked_policy(keep)
         self._journal = Journal(self._store)
@@ -131,7 +137,11 @@ class Run(Saving):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.close()
+            try:
+                if error is None:
+                    self._end()
+            finally:
+                self.close()
         except Exception as failed:
             if error is None:
                 raise
@@ -158,6 +168,7 @@ class Run(Saving):
         unlock = getattr(self._store, "unlock", None)
         if unlock is not None:
             unlock()
+        self._clock.halt()
         self._writer = 0
 
     def log(self, **metrics: Any) -> None:
@@ -175,7 +186,7 @@ class Run(Saving):
         self._begin()
         if any(name.startswith("$") for name in metrics):
             raise ValueError("the names of metrics must not begin with '$'")
-        record = {name: _plain_number(name, value) for name, value in metrics.items()}
+        record = plain_record(metrics)
         self._watch("log", self._journal.length)
         self._journal.add(record)
         self._logged = True
@@ -245,6 +256,7 @@ class Run(Saving):
             self._journal.back_to(START, 0)
         self.last_resume = ResumeReport()
         self._parent, self._objects, self._step, self._readers = 0, objects, -1, {}
+        self._go_on_from(0.0)
         return 0
 
     def batches(self, loader: Iterable[Batch], *, name: str = "train") -> Iterator[Batch]:
@@ -314,6 +326,7 @@ class Run(Saving):
         self._journal.begin()
         if self._sigterm is not None:
             self._sigterm.watch()
+        self._clock.go()
         self._writer = os.getpid()
 
     def _watch(self, *event: Any) -> None:
@@ -351,9 +364,11 @@ class Run(Saving):
         if not self._journal.back_to(body.history, body.sequence):
             lost.append("the history before this snapshot is not as it was written")
         self._parent, self._objects, self._step = body.sequence, objects, body.step
+        self._go_on_from(body.seconds)
         resumed = Resumed(random_of(body, tensors), of_kind(objects, GENERATOR).values())
         self._readers = {name: Reader.at(state, resumed) for name, state in data.items()}
         restored = tuple(dict.fromkeys(step.what for step in steps))
+        notes += (f"it had stopped: {self.stopped}",) if self.stopped else ()
         return ResumeReport(body.sequence, body.step, body.step + 1, restored, skipped, notes, tuple(lost), extra)
 
 
@@ -365,13 +380,3 @@ def _warn(report: ResumeReport) -> None:
     """Say aloud what is not as it was saved."""
     for text in (*report.skips, *report.lost):
         warnings.warn(f"snapshot {report.sequence}: {text}", ResumeWarning, stacklevel=3)
-
-
-def _plain_number(name: str, value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise UnsavableError(
-                f"the metric {name!r} is a tensor of shape {tuple(value.shape)}", path=name, hint="log a number"
-            )
-        return value.item()
-    return value.item() if isinstance(value, np.generic) else value

@@ -10,7 +10,7 @@ import torch
 
 from ..core.digests import digest_tensors
 from ..core.limits import Limits
-from ..core.manifest import Body, decode_manifest
+from ..core.manifest import Body, HistoryMark, decode_manifest
 from ..core.snapshot import Snapshot, snapshot_of, spec_of_entry
 from ..core.source import read_all
 from ..core.tensors import LazyTensor
@@ -20,6 +20,7 @@ from ..stores import Store
 from .packing import Content, Place
 
 SNAPSHOTS, PACKS = "snapshots/", "packs/"
+NO_HISTORY = HistoryMark(0, 0, "")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Stored:
         self._damaged_packs: set[str] = set()
         self._verified: dict[str, set[str]] = {}
         self._snapshots: dict[int, Snapshot] = {}
+        self._marks: dict[int, HistoryMark] = {}
         self._unreadable: dict[int, str] = {}
         self._counted: set[str] = set()
         self._sizes: dict[str, int] = {}
@@ -96,6 +98,10 @@ class Stored:
                     self._unreadable[sequence] = error.brief
         return tuple(self._snapshots[sequence] for sequence in sorted(self._snapshots))
 
+    def mark_of(self, sequence: int) -> HistoryMark:
+        """How much of the history belongs to a snapshot; nothing where it was not read or is gone."""
+        return self._marks.get(sequence, NO_HISTORY)
+
     def unreadable(self) -> dict[int, str]:
         """For each damaged manifest the reason."""
         self.snapshots()
@@ -108,6 +114,7 @@ class Stored:
     def _register(self, body: Body) -> None:
         """Remember a snapshot, and where its tensors lie for later ones that have the same; the newest place counts."""
         self._snapshots[body.sequence] = snapshot_of(body, self._counted)
+        self._marks[body.sequence] = body.history
         if not self._seen.issuperset(body.packs):
             old = [ident in self._seen for ident in body.packs]
             self._settled = {entry.name for entry in body.entries if entry.pack >= 0 and old[entry.pack]}
@@ -121,6 +128,7 @@ class Stored:
         """Snapshots were pruned: what was known of packs that no other one names is known no longer."""
         for sequence in gone:
             self._snapshots.pop(sequence, None)
+            self._marks.pop(sequence, None)
             self._unreadable.pop(sequence, None)
         if gone:
             named = self.named()

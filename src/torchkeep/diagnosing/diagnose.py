@@ -1,0 +1,77 @@
+"""The story of a diagnosis: read the history, put its curves in roles, learn the setting, look, and say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..core.curves import Curves, Setting
+from ..core.curving import curves_of
+from ..core.diagnosis import Check, Diagnosis
+from ..reading import Historic, read_history, setting_of
+from ..running import Run, is_run
+from .examine import examine
+
+
+def diagnose(
+    history: Historic,
+    *,
+    classes: int | None = None,
+    n_val: int | None = None,
+    n_train: int | None = None,
+    target_variance: float | None = None,
+    metric: str | None = None,
+    names: Mapping[str, str] | None = None,
+    setting: Setting | None = None,
+    checks: Iterable[str | Check] | None = None,
+) -> Diagnosis:
+    """Say what the learning curves of a run show, on what evidence, and what to try.
+
+    >>> print(tk.diagnose("lightning_logs/version_0/metrics.csv", classes=10, n_val=500))      # doctest: +SKIP
+
+    The verdict is one of `cannot-say`, `underfit` (with a cause: `too-short`, `capacity` or `optimisation`), `overfit`,
+    `over-confident` (the validation loss rises and the metric holds), `generalisation-gap`, `unstable` and `healthy`.
+    The more it is told, the more it can tell: without `classes` or `target_variance` nothing says what loss a model has
+    that has learned nothing; without `n_val` nobody knows what a difference between epochs is worth.
+
+    Args:
+        history: what `tk.read_history` takes: a run, a CSV, TensorBoard's events, ..., or a list of records.
+        classes: how many there are, where the loss is a cross-entropy in nats.
+        n_val, n_train: examples in the validation and in the training set.
+        target_variance: of the targets of a regression, where the loss is a mean squared error.
+        metric: the name of the metric that counts; accuracy where there is one if None.
+        names: role -> name for what is called otherwise, as in `tk.read_history`.
+        setting: all that is known beside the curves; of a run of torchkeep its snapshots tell most of it.
+        checks: names of checks, or checks; all that there are if None.
+
+    Raises:
+        OpenError: the history cannot be read.
+        SelectorError: there is no metric, or no column, of that name; the hint has the nearest.
+    """
+    curves, known = understood(history, metric, names, setting)
+    given: dict[str, Any] = {"classes": classes, "n_val": n_val, "n_train": n_train, "target_variance": target_variance}
+    for name, value in given.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}; it must be above 0")
+    told = replace(known, **{name: value for name, value in given.items() if value is not None})
+    return examine(curves, told, checks)
+
+
+def understood(
+    history: Historic, metric: str | None, names: Mapping[str, str] | None, setting: Setting | None
+) -> tuple[Curves, Setting]:
+    """The curves of a history, and what is known beside them."""
+    curves = curves_of(read_history(history, names=names), metric=metric)
+    if setting is None:
+        run = _run_of(history)
+        setting = Setting() if run is None else setting_of(run, unit=curves.unit)
+    return curves, setting
+
+
+def _run_of(history: Historic) -> Run | None:
+    if isinstance(history, (str, os.PathLike)) and is_run(place := Path(history).expanduser()):
+        return Run(place)
+    return history if isinstance(history, Run) else None
