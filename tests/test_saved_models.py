@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -862,3 +863,37 @@ def test_warnings_carry_no_commands_to_a_terminal(tmp_path: Path) -> None:
     with pytest.warns(RebuildWarning) as said:
         tk.load_model(tmp_path / "model.safetensors")
     assert all(str(one.message).isprintable() for one in said)
+
+
+def test_a_package_that_was_moved_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "from torch import nn\n\n\nclass Block(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc = nn.Linear(2, 2)\n\n    def forward(self, x):\n        return self.fc(x)\n\n\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.block = Block()\n\n"
+        "    def forward(self, x):\n        return self.block(x)\n"
+    )
+    for name in ("before_move", "after_move"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "deep" / "__init__.py").touch()
+    (tmp_path / "before_move" / "nets.py").write_text(source)
+    (tmp_path / "after_move" / "deep" / "nets.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    old = importlib.import_module("before_move.nets").Net()
+    tk.save(old, tmp_path / "model.safetensors")
+    shutil.rmtree(tmp_path / "before_move")
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "before_move":
+            monkeypatch.delitem(sys.modules, name)
+    back = tk.load_model(tmp_path / "model.safetensors", classes={"before_move.": "after_move.deep."})
+    assert type(back).__module__ == type(back.block).__module__ == "after_move.deep.nets"
+    x = torch.randn(3, 2)
+    assert torch.equal(back(x), old(x))
+    plan = tk.plan_model(tmp_path / "model.safetensors", classes={"before_move.nets.": "after_move.deep.nets."})
+    assert plan.missing == ()
+    with pytest.raises(tk.errors.RebuildError, match=r"names no 'elsewhere\.'"):
+        tk.load_model(tmp_path / "model.safetensors", classes={"elsewhere.": "after_move."})
+    with pytest.raises(tk.errors.RebuildError, match="cannot be imported"):
+        tk.load_model(tmp_path / "model.safetensors", classes={"before_move.": "after_move."})
+    with pytest.raises(TypeError, match=r"\{'old\.': 'new\.'\}"):
+        tk.load_model(tmp_path / "model.safetensors", classes={"before_move.nets.Net": "after_move.deep.nets.Net"})

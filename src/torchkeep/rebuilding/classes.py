@@ -76,19 +76,25 @@ class Classes:
 
     def __init__(self, given: Mapping[str, Any] | None = None, trust: Sequence[str] = ()) -> None:
         """Args:
-            given: name, as the file has it -> class, or a function that makes the module.
+            given: name, as the file has it -> class, or a function that makes the module. Or a package, with a dot at
+                its end -> the package that it is now, `{"old.": "new."}`, whose names may then be imported.
             trust: packages and modules, `mypackage.` or `mypackage.nets`, whose names may be imported.
 
         Raises:
             TypeError, ValueError: these are none.
         """
-        self.given = dict(given or {})
-        for name, cls in self.given.items():
+        known = dict(given or {})
+        self.moved = {name.rstrip("."): known.pop(name).rstrip(".") for name in [*known] if _is_package(name, known)}
+        self.given = known
+        for name, cls in known.items():
             if not callable(cls):
-                raise TypeError(f"classes[{name!r}] is a {type(cls).__name__}, and neither a class nor a function")
+                raise TypeError(
+                    f"classes[{name!r}] is a {type(cls).__name__}, and neither a class nor a function; packages that "
+                    "were moved are given with dots, {'old.': 'new.'}"
+                )
         if isinstance(trust, str):
             raise TypeError(f"trust is a list of packages: trust=[{trust!r}]")
-        self.trust = tuple(name.rstrip(".") for name in trust)
+        self.trust = (*(name.rstrip(".") for name in trust), *self.moved.values())
         for name in self.trust:
             if not all(part.isidentifier() for part in name.split(".")):
                 raise ValueError(f"trust names packages, such as 'mypackage.', and {name!r} is none")
@@ -109,6 +115,7 @@ class Classes:
             return self.given[name.qualified]
         if name.qualified in _PLAIN:
             return _PLAIN[name.qualified]
+        name = Global(self._now(name.module), name.name)
         return _options(name.qualified) or (self._imported(name) if self.trusts(name.module) else None)
 
     def find_class(self, qualified: str) -> Any | None:
@@ -138,6 +145,7 @@ class Classes:
             RebuildError: it is trusted and cannot be imported, or it is no function.
         """
         module, _, path = name.partition(":")
+        module = self._now(module)
         found = self.given.get(name)
         if found is None and name and self.trusts(module):
             found = self._imported(Global(module, path))
@@ -151,11 +159,17 @@ class Classes:
             return "given"
         if torch_layer(qualified) is not None:
             return "torch.nn"
-        return "trusted" if self.trusts(qualified.rpartition(".")[0]) else "skeleton"
+        return "trusted" if self.trusts(self._now(qualified.rpartition(".")[0])) else "skeleton"
 
     def trusts(self, module: str) -> bool:
         """Whether names of a module may be imported."""
         return any(module == one or module.startswith(one + ".") for one in self.trust)
+
+    def _now(self, module: str) -> str:
+        """The module that a module of the file is now: the longest package that was moved counts."""
+        inside = [old for old in self.moved if module == old or module.startswith(old + ".")]
+        old = max(inside, key=len, default="")
+        return self.moved[old] + module[len(old) :] if old else module
 
     def check_given(self, known: Collection[str], file: str) -> None:
         """Refuse a class that was given for a name that the file does not have.
@@ -163,14 +177,15 @@ class Classes:
         Raises:
             RebuildError: there is one.
         """
-        for name in self.given:
-            if name not in known:
-                close = nearest(name, known) or sorted(known)[:5]
-                raise RebuildError(
-                    f"{file} names no {name!r}",
-                    classes=(name,),
-                    hint=f"it names {', '.join(map(repr, close))}" if close else "it names no class at all",
-                )
+        unknown = [name for name in self.given if name not in known]
+        unknown += [f"{old}." for old in self.moved if not any(name.startswith(f"{old}.") for name in known)]
+        if unknown:
+            close = nearest(unknown[0], known) or sorted(known)[:5]
+            raise RebuildError(
+                f"{file} names no {unknown[0]!r}",
+                classes=(unknown[0],),
+                hint=f"it names {', '.join(map(repr, close))}" if close else "it names no class at all",
+            )
 
     def _imported(self, name: Global) -> Any:
         """What a trusted module has under a name, where it is of a trusted module itself and not from elsewhere."""
@@ -192,6 +207,10 @@ class Classes:
                 hint=f"pass classes={{{name.qualified!r}: TheClass}} if it is meant",
             )
         return found
+
+
+def _is_package(name: str, given: Mapping[str, Any]) -> bool:
+    return name.endswith(".") and isinstance(given[name], str)
 
 
 def _options(qualified: str) -> type | None:

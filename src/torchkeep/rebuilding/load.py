@@ -57,7 +57,8 @@ def load_model(
 
     Args:
         source: a file, or an opened Checkpoint; of a training checkpoint, the model in it.
-        classes: name in the file, e.g. `old.package.Net` -> the class that it is now.
+        classes: name in the file, e.g. `old.package.Net` -> the class that it is now; or a package that was moved ->
+            the package that it is now, `{"old.package.": "new.package."}`, which is then trusted.
         trust: packages and modules whose classes and functions may be imported by their names, and called as the file
             says: `["mypackage."]`.
         device: where to put it; the CPU if None. On `meta` it has no values. Or selectors and the devices of what they
