@@ -324,3 +324,11 @@ def test_large_tensors_take_little_memory(tmp_path: Path, target: str, options: 
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 300
     assert len(tk.open(tmp_path / target)) == 2
+
+
+def test_tensors_without_values_are_tied_only_where_they_are_one(tmp_path: Path) -> None:
+    one = torch.empty(2, 2, device="meta")
+    torch.save({"a": one, "b": one, "c": torch.empty(2, 2, device="meta")}, tmp_path / "meta.pth")
+    tk.convert(tmp_path / "meta.pth", tmp_path / "meta.safetensors")
+    facts = tk.open(tmp_path / "meta.safetensors").facts
+    assert facts.tied == {"b": "a"} and set(facts.empty) == {"a", "c"}

@@ -143,6 +143,7 @@ class LazyTensor:
         "storage",
         "storage_offset",
         "stride",
+        "token",
     )
 
     def __init__(
@@ -175,6 +176,7 @@ class LazyTensor:
         self.class_name = class_name
         self.attributes = attributes
         self.global_shape = global_shape
+        self.token = object() if storage is None else None  # what has no bytes is the same only where copies of it are
 
     def replace(self, **changes: Any) -> LazyTensor:
         """A copy with some attributes changed; it shares the storage."""
@@ -239,7 +241,7 @@ class LazyTensor:
     @property
     def identity(self) -> tuple[object, ...]:
         """Equal for two tensors that are the same elements in the same order, as tied parameters are."""
-        where: object = id(self.storage)
+        where: object = id(self.token if self.storage is None else self.storage)
         if self.storage is not None and self.storage.offset is not None:
             where = (id(self.storage.source or self.source), self.storage.offset)
         return (where, self.storage_offset, self.spec.shape, self.stride, self.spec.dtype, self.conj, self.neg)
