@@ -7,7 +7,9 @@ from ..core.diagnosis import Sign
 from ._measures import chance, change, gap_of, signal, tail
 from ._sign import sign
 
-_SIGNAL, _GAP, _FALL = 0.8, 0.02, -0.03
+_SIGNAL, _GAP = 0.85, 0.06
+_NOISY_SIGNAL, _NOISY_GAP = 0.8, 0.02  # of a regression, whose targets have noise that nothing fits
+_CLEAR, _LEVEL = 0.75, 0.05
 
 
 class PoorFit:
@@ -17,11 +19,13 @@ class PoorFit:
     code = "poor-fit"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """Less than 0.8 was fitted, there is no gap, and the validation loss neither falls nor rises."""
+        """Less than 0.85 was fitted, there is hardly a gap, and the validation loss neither falls nor rises."""
         learned, gap = signal(curves, setting), gap_of(curves, setting)
         if learned is None or gap is None or curves.val_loss is None or chance(setting) is None:
             return None
         whole, _ = change(tail(curves.val_loss.finite))
-        if learned >= _SIGNAL or gap.loss >= _GAP or abs(whole) > -_FALL:
+        noisy = not setting.classes and learned >= _CLEAR
+        signals, gaps = (_NOISY_SIGNAL, _NOISY_GAP) if noisy else (_SIGNAL, _GAP)
+        if learned >= signals or gap.loss >= gaps or abs(whole) > _LEVEL:
             return None
         return sign(self, "info", loss=1 - learned)

@@ -8,6 +8,7 @@ from ._measures import climbing, scale
 from ._sign import sign
 
 _CLIMB = 0.012
+_DROPOUT, _TIMES = 0.5, 3.0  # dropout so strong makes a training loss jump by itself
 
 
 class RateTooHigh:
@@ -23,4 +24,6 @@ class RateTooHigh:
         if series is None or known is None or len(series) < 6:
             return None
         climb = climbing(series) / known
-        return sign(self, "warning", climb=climb) if climb >= _CLIMB else None
+        strong = setting.dropout is not None and setting.dropout >= _DROPOUT
+        least = _CLIMB * (_TIMES if strong else 1.0)
+        return sign(self, "warning", climb=climb) if climb >= least else None
