@@ -30,7 +30,7 @@ demo: $(STAMP)   ## real ImageNet weights onto real digits: freeze, train, get k
 	$(BIN)/torchkeep demo
 
 test: $(STAMP)   ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/ruff check .
