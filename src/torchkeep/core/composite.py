@@ -49,7 +49,8 @@ class Composite(LazyTensor):
 
     def replace(self, **changes: Any) -> LazyTensor:
         """A copy with some attributes changed; it shares the parts."""
-        fields = {name: getattr(self, name) for name in LazyTensor.__slots__ if name != "storage"} | changes
+        shared = [name for name in LazyTensor.__slots__ if name not in {"storage", "token"}]
+        fields = {name: getattr(self, name) for name in shared} | changes
         return Composite(self.composition, self._parts, **fields)
 
     @property
