@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 DATA = Path(__file__).parent / "data"
 
@@ -26,3 +28,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that mean harm, with a manifest that says what a good reader does."""
     return _unpacked("evil", tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small models are quicker on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -23,13 +23,7 @@ from torchkeep.errors import RebuildError, RebuildWarning
 from torchkeep.rebuilding.classes import Classes
 from torchkeep.rebuilding.filling import filled, prepared
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def again(path: Path, model: Any, quiet: bool = False, **options: Any) -> Any:

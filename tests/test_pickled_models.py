@@ -50,13 +50,7 @@ FILLED = "num_batches_tracked"
 MOVED = {"_LinearWithBias": "NonDynamicallyQuantizableLinear"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these are quicker on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pickled(root: Path, writer: str = "*", name: str = "*") -> list[tuple[Path, dict[str, Any]]]:

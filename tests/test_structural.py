@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,7 @@ from torchkeep.rules.structural import Structural
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 from network import EfficientNetLite0, imagenet_weights
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def specs(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorSpec]:

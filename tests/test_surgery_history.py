@@ -8,7 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,7 @@ from torchkeep.surgery import (
 every = pytest.mark.parametrize("arch", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def operated(arch: Architecture) -> tuple[nn.Module, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .core.audit_report import AuditReport, Fingerprint, FrozenReport, Observation
-from .core.checkpoint import Checkpoint
+from .core.checkpoint import SEVERITIES, Checkpoint
 from .core.digests import digest_tensors
 from .core.live import live_tensors, named_buffers, named_modules
 from .core.names import Selector
@@ -21,8 +21,6 @@ from .errors import FrozenChangedError, LoadError
 from .freezing import DROPOUTS, NORMS, View, blocks_of, is_held
 from .opening import open_checkpoint
 from .running import Run
-
-_SEVERITIES = ("danger", "warning", "info")
 
 
 def audit(model: nn.Module, optimizer: Any = None) -> AuditReport:
@@ -49,7 +47,7 @@ def audit(model: nn.Module, optimizer: Any = None) -> AuditReport:
     trainable = sum(sizes[key] for key, one in view.parameters.items() if one.requires_grad)
     if view.parameters and not trainable:
         found.append(Observation("nothing-trains", "warning", "no parameter requires gradients", hint="tk.unfreeze"))
-    found.sort(key=lambda one: _SEVERITIES.index(one.severity))
+    found.sort(key=lambda one: -SEVERITIES.index(one.severity))
     return AuditReport(tuple(found), trainable, sum(sizes.values()))
 
 

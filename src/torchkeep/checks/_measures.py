@@ -60,14 +60,6 @@ def change(series: Series) -> tuple[float, float]:
     return whole, steep / error if error else math.copysign(math.inf, steep) if steep else 0.0
 
 
-def straightness(series: Series) -> float:
-    """The share of a curve's variance that one straight line explains."""
-    steep, _ = slope(series.x, series.y)
-    about = series.y - series.y.mean()
-    left = about - steep * (series.x - series.x.mean())
-    return 1 - float(left @ left) / max(float(about @ about), 1e-24)
-
-
 def pace(series: Series) -> float:
     """How fast a curve falls over its last third beside its whole course: 1 is a straight line, 0 a level end."""
     last = tail(series)
@@ -82,16 +74,22 @@ def climbing(series: Series) -> float:
     return float(np.mean(np.maximum(np.diff(series.y[len(series) // 2 :]), 0)))
 
 
+def final_share(metric: Series | None) -> float | None:
+    """Where a metric ends that is a share of what is right, 0 to 1; None for any other."""
+    known = metric.finite if metric is not None and metric.mode != "min" else None
+    if known is None or not len(known):
+        return None
+    end = level(known.y)
+    return end if 0 <= end <= 1 else None
+
+
 def mistakes(curves: Curves, setting: Setting) -> float | None:
     """How many validation examples the model gets wrong at the end; None where that cannot be told.
 
     They carry the validation loss: what fewer than a handful of them do is no property of the model.
     """
-    metric = curves.val_metric.finite if curves.val_metric is not None else None
-    if metric is None or not len(metric) or metric.mode == "min" or setting.n_val is None:
-        return None
-    end = level(metric.y)
-    return (1 - end) * setting.n_val if 0 <= end <= 1 else None
+    end = final_share(curves.val_metric)
+    return None if end is None or setting.n_val is None else (1 - end) * setting.n_val
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ..core.trend import level, share_error
+from ..core.trend import share_error
+from ._measures import final_share
 from ._sign import sign
 
 _WIDE = 0.1
@@ -17,11 +18,8 @@ class SmallValidation:
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
         """The interval of 95 % of a share of so many examples is wider than 0.1 to either side."""
-        metric = curves.val_metric.finite if curves.val_metric is not None else None
-        if not setting.n_val or metric is None or not len(metric) or metric.mode == "min":
-            return None
-        end = level(metric.y)
-        if not 0 <= end <= 1:
+        metric, end = curves.val_metric, final_share(curves.val_metric)
+        if not setting.n_val or metric is None or end is None:
             return None
         half = 2 * share_error(end, setting.n_val)
         if half <= _WIDE:

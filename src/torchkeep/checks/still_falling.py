@@ -7,10 +7,10 @@ import numpy as np
 from ..core.curves import Curves, Series, Setting
 from ..core.diagnosis import Sign
 from ..core.trend import level, smoothed
-from ._measures import change, scale, tail
+from ._measures import change, final_share, scale, tail
 from ._sign import sign
 
-ERRORS = -2.0
+_ERRORS = -2.0
 _METRIC, _LOSS = 0.025, 0.04
 
 
@@ -30,10 +30,11 @@ class StillFalling:
         series = series.finite
         last = tail(series)
         whole, errors = change(last)
-        if errors > ERRORS or whole >= 0:
+        if errors > _ERRORS or whole >= 0:
             return None
         part = 1 - max(0.0, 1 + whole) ** 2
-        wrong = _mistaken(curves.val_metric)
+        right = final_share(curves.val_metric)
+        wrong = None if right is None else 1 - right
         if wrong is not None and _rests(curves.val_metric):
             return None
         gain = part * (level(series.y) / known if wrong is None else wrong)
@@ -48,11 +49,3 @@ def _rests(metric: Series | None) -> bool:
     """Whether the metric was as good in the first half as at the end."""
     means = smoothed(metric.finite.y) if metric is not None and len(metric.finite) >= 6 else np.zeros(0)
     return len(means) > 1 and float(means[-1]) <= float(means[: len(means) // 2].max())
-
-
-def _mistaken(metric: Series | None) -> float | None:
-    """The share of mistakes at the end, where the metric is a share of what is right."""
-    if metric is None or metric.mode == "min" or not len(metric.finite):
-        return None
-    end = level(metric.finite.y)
-    return 1 - end if 0 <= end <= 1 else None

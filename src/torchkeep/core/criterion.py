@@ -72,6 +72,18 @@ class Criterion(ABC):
         return AllOf(_parts(AllOf, self, other)) if isinstance(other, Criterion) else NotImplemented
 
 
+class OfMetric(Criterion):
+    """A criterion that compares one metric, by its `metric` and `mode`."""
+
+    metric: str
+    mode: str | None
+
+    @property
+    def watched(self) -> tuple[Watched, ...]:
+        """See Criterion."""
+        return (Watched(self.metric, str(self.mode)),)
+
+
 @dataclass(frozen=True)
 class Several(Criterion):
     """Criteria that are joined."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.criterion import Criterion, State, Watched, is_better, place_of
+from ..core.criterion import OfMetric, State, is_better, place_of
 from ..core.metrics import checked_mode, finite
 
 
 @dataclass(frozen=True)
-class GeneralizationLoss(Criterion):
+class GeneralizationLoss(OfMetric):
     """Stop when the generalisation loss is above some per cent: 100 (E / E_best - 1) for an error E.
 
     The class GL of criteria in Prechelt, "Early Stopping - But When?" (1998). For a metric of which the highest value
@@ -33,11 +33,6 @@ class GeneralizationLoss(Criterion):
         if finite(self.alpha) is None or self.alpha < 0:
             raise ValueError(f"GeneralizationLoss got {self.alpha!r}; it needs a number of per cent from 0")
         object.__setattr__(self, "mode", checked_mode(self.metric, self.mode))
-
-    @property
-    def watched(self) -> tuple[Watched, ...]:
-        """See Criterion."""
-        return (Watched(self.metric, str(self.mode)),)
 
     def begin(self) -> State:
         """See Criterion."""

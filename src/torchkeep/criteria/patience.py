@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.criterion import Criterion, State, Watched, is_better, place_of
+from ..core.criterion import OfMetric, State, is_better, place_of
 from ..core.metrics import checked_mode, finite
 
 
 @dataclass(frozen=True)
-class Patience(Criterion):
+class Patience(OfMetric):
     """Stop after some values of a metric in a row that are no improvement.
 
     >>> tk.Run("runs/flowers", stop=tk.criteria.Patience(5, min_delta=1e-3))           # doctest: +SKIP
@@ -44,11 +44,6 @@ class Patience(Criterion):
         if self.baseline is not None and finite(self.baseline) is None:
             raise ValueError(f"baseline is {self.baseline!r}; it must be a number")
         object.__setattr__(self, "mode", checked_mode(self.metric, self.mode))
-
-    @property
-    def watched(self) -> tuple[Watched, ...]:
-        """See Criterion."""
-        return (Watched(self.metric, str(self.mode)),)
 
     def begin(self) -> State:
         """See Criterion."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.criterion import Criterion, State, Watched, is_better
+from ..core.criterion import OfMetric, State, is_better
 from ..core.metrics import checked_mode, finite
 
 
 @dataclass(frozen=True)
-class Rising(Criterion):
+class Rising(OfMetric):
     """Stop when an error has risen in several strips of values in succession, however little.
 
     The class UP of criteria in Prechelt, "Early Stopping - But When?" (1998): the last value of each strip is compared
@@ -34,11 +34,6 @@ class Rising(Criterion):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"Rising got {number!r}; it needs integers from 1")
         object.__setattr__(self, "mode", checked_mode(self.metric, self.mode))
-
-    @property
-    def watched(self) -> tuple[Watched, ...]:
-        """See Criterion."""
-        return (Watched(self.metric, str(self.mode)),)
 
     def begin(self) -> State:
         """See Criterion."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.criterion import Criterion, State, Watched, is_better, place_of
+from ..core.criterion import OfMetric, State, is_better, place_of
 from ..core.metrics import checked_mode, finite
 
 
 @dataclass(frozen=True)
-class TargetReached(Criterion):
+class TargetReached(OfMetric):
     """Stop when the latest value of a metric is at least as good as a target.
 
     Attributes:
@@ -28,11 +28,6 @@ class TargetReached(Criterion):
         if finite(self.target) is None:
             raise ValueError(f"the target is {self.target!r}; it must be a number")
         object.__setattr__(self, "mode", checked_mode(self.metric, self.mode))
-
-    @property
-    def watched(self) -> tuple[Watched, ...]:
-        """See Criterion."""
-        return (Watched(self.metric, str(self.mode)),)
 
     def begin(self) -> State:
         """See Criterion."""

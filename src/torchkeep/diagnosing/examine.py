@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..checks import CHECKS
+from ..core.checkpoint import SEVERITIES
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Check, Diagnosis
 from ..core.registry import make_part
 from .remedies import remedies_for
 from .verdict import verdict_of
-
-_GRAVITY = ("danger", "warning", "info")
 
 
 def examine(curves: Curves, setting: Setting, checks: Iterable[str | Check] | None = None) -> Diagnosis:
@@ -24,7 +23,7 @@ def examine(curves: Curves, setting: Setting, checks: Iterable[str | Check] | No
     """
     parts: list[Check] = [make_part(CHECKS, one, "check") for one in (CHECKS if checks is None else checks)]
     looked = [check.look(curves, setting) for check in parts]
-    signs = sorted((one for one in looked if one is not None), key=lambda one: _GRAVITY.index(one.severity))
+    signs = sorted((one for one in looked if one is not None), key=lambda one: -SEVERITIES.index(one.severity))
     found = {one.code: one for one in signs}
     verdict = verdict_of(signs, curves, setting)
     decided = [found[code].since for code in verdict.why if code in found and found[code].since is not None]

@@ -331,8 +331,6 @@ class Maker:
             module.__dict__.update(state)
             hook_again(module, part, lambda lazy: self._tensor(lazy, ""))
             return
-        if issubclass(cls, nn.RNNBase) and "_flat_weights" not in state and "_flat_weights_names" in state:
-            state["_flat_weights"] = [held["_parameters"].get(name) for name in state["_flat_weights_names"]]
         try:
             getter = next(one for one in cls.__mro__ if "__getstate__" in vars(one))
             theirs = bool(self._blueprint.places) or getter.__module__.startswith("torch.")
