@@ -23,6 +23,7 @@
     |- SurgeryError                      the layer cannot be changed in this way (also a ValueError)
     |- RebuildError                      a model cannot be made from its file; `.classes` names those that lack
     |- EditError                         checkpoints cannot be edited or put together in this way (also a ValueError)
+    |- DataError                         examples cannot be used, or not with this model (also a ValueError)
     |- FrozenChangedError                what was frozen is not what it was (also an AssertionError); `.changed`
     `- MissingDependencyError            an optional package is not installed (also an ImportError)
 
@@ -313,6 +314,12 @@ class EditError(TorchkeepError, ValueError):
     def __init__(self, message: str, *, names: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.names = names
+
+
+class DataError(TorchkeepError, ValueError):
+    """Examples cannot be used, or not with this model: nothing was trained."""
+
+    exit_code = 55
 
 
 class FrozenChangedError(TorchkeepError, AssertionError):

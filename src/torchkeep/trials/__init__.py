@@ -1,0 +1,1 @@
+"""Trying out ways of training: paired splits and seeds, equal budgets, and what each gave."""
