@@ -113,7 +113,7 @@ def _underfit(found: Mapping[str, Sign], setting: Setting) -> Verdict:
     signal = found["low-signal"].evidence["signal"]
     sure = min(_CAUSE, _beyond(1 - signal, 0.4))
     falling = _among(found, "rate-too-low")
-    if signal < _BARELY and not setting.classes and falling:
+    if signal < _BARELY and not setting.classes and (falling or "short-way" in found):
         cause = "optimisation"  # four times a tenth of the way is not half of it
     else:
         slow = found["rate-too-low"].evidence["points"] >= _MANY if falling else True
