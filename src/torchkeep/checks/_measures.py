@@ -92,18 +92,16 @@ def final_share(metric: Series | None) -> float | None:
     return end if 0 <= end <= 1 else None
 
 
-_USUAL = {
-    "sgd": 0.1
-}  # the learning rate that most begin with; a thousandth for those that scale by the gradient's size
-_ADAPTIVE, _SCALED = 1e-3, ("adam", "rmsprop", "nadam", "radam", "adagrad", "lamb", "lion")
+_SGD, _ADAPTIVE = 0.1, 1e-3  # the learning rates that most begin with
+_SCALED = ("adam", "rmsprop", "adagrad", "lamb", "lion")  # those whose steps do not grow with the gradient
 
 
 def usual_rate(setting: Setting) -> float | None:
     """The learning rate that is usual for an optimizer; None where it is not known, or none is usual."""
     name = (setting.optimizer or "").lower()
-    return (
-        _ADAPTIVE if any(one in name for one in _SCALED) else next((_USUAL[one] for one in _USUAL if one in name), None)
-    )
+    if any(one in name for one in _SCALED):
+        return _ADAPTIVE
+    return _SGD if "sgd" in name else None
 
 
 def tempo(setting: Setting) -> float | None:
@@ -111,7 +109,7 @@ def tempo(setting: Setting) -> float | None:
     usual = usual_rate(setting)
     if usual is None or setting.rate is None:
         return None
-    kept = 1 - (setting.momentum or 0.0) if usual != _ADAPTIVE else 1.0
+    kept = 1 - (setting.momentum or 0.0) if usual == _SGD else 1.0
     return setting.rate / max(kept, 1e-3) / usual
 
 
