@@ -93,10 +93,14 @@ def test_every_check_is_seen_by_some_run() -> None:
     seen = {
         one.code for history, _, _ in RUNS.values() for one in tk.diagnose(history, classes=10, n_val=1000).findings
     }
-    jumping = records(train_loss=np.where(T % 2, 2.0, 0.8) + wobble(0.1), val_loss=1.5 + wobble(0.4))
+    jumping = records(
+        train_loss=np.where(T % 2, 2.0, 0.8) + wobble(0.1), val_loss=np.where(T % 2, 2.0, 1.0) + wobble(0.4)
+    )
     below = records(train_loss=FALL + 0.3, val_loss=FALL + 0.1, val_accuracy=np.full(40, 0.9))
-    for more, n_val in ((jumping, 1000), (below, 20)):
-        seen |= {one.code for one in tk.diagnose(more, classes=10, n_val=n_val).findings}
+    middling = records(train_loss=FALL + 0.4, val_loss=FALL + 0.42, val_accuracy=np.full(40, 0.85))
+    slow = {"parameters": 500, "optimizer": "SGD", "rate": 1e-3, "batch": 500, "n_train": 1000}
+    for more, known in ((jumping, {"n_val": 1000}), (below, {"n_val": 20}), (middling, slow)):
+        seen |= {one.code for one in tk.diagnose(more, classes=10, **known).findings}
     assert seen == set(CHECKS)
 
 
@@ -109,6 +113,55 @@ def test_a_small_validation_set_says_little() -> None:
     found = tk.diagnose(history, classes=3, n_val=20)
     assert found.verdict in {"cannot-say", "healthy", "over-confident"} and found.confidence < 0.95, str(found)
     assert "small-validation" in {one.code for one in found.findings}
+
+
+def test_how_far_training_went_tells_the_cause() -> None:
+    """The same curves: a rate that is usual and few steps, a rate far below it, many steps, and a rate far above it."""
+    history = records(train_loss=1.3 + np.exp(-T / 10), val_loss=1.32 + np.exp(-T / 10) + wobble(0.002))
+
+    def cause(**known: Any) -> tuple[str, str]:
+        found = tk.diagnose(history, classes=10, n_val=500, n_train=100, **known)
+        assert found.confidence < 0.8
+        return found.cause, found.remedies[0].code
+
+    assert cause(optimizer="AdamW", rate=1e-3, batch=100) == ("too-short", "train-longer")
+    assert cause(optimizer="AdamW", rate=1e-4, batch=10) == ("optimisation", "raise-rate")
+    assert cause(optimizer="AdamW", rate=1e-3, batch=1)[0] == "capacity"
+    assert cause(optimizer="SGD", rate=1.0, momentum=0.9, batch=1) == ("optimisation", "lower-rate")
+    assert cause(optimizer="SGD", rate=1.0, momentum=0.0, batch=1)[0] == "capacity"
+    assert cause(optimizer="Rprop", rate=1.0, batch=100)[0] == cause()[0] == "capacity"
+    decayed = tk.Setting(classes=10, optimizer="sgd", rate=0.05, weight_decay=0.2, batch=100, n_train=100)
+    assert tk.diagnose(history, setting=decayed).cause == "capacity"
+
+
+def test_a_training_loss_that_jumps_alone_is_no_matter_of_the_rate() -> None:
+    jumps = 0.8 + 0.3 * (T % 2)
+    alone = records(train_loss=jumps, val_loss=0.6 + wobble(0.005), val_accuracy=np.full(40, 0.8))
+    both = records(train_loss=jumps, val_loss=jumps + 0.1, val_accuracy=np.full(40, 0.8))
+    assert tk.diagnose(both, classes=10, n_val=500).verdict == "unstable"
+    found = tk.diagnose(alone, classes=10, n_val=500)
+    assert (found.verdict, found.cause) == ("underfit", "capacity"), str(found)
+
+
+def test_a_metric_that_falls_far_is_overfit_though_the_loss_holds() -> None:
+    """As it is where some labels are wrong in training alone."""
+    accuracy = 0.9 - 0.6 * np.exp(-T / 3) - 0.003 * np.maximum(T - 8, 0)
+    history = records(train_loss=0.6 + FALL, val_loss=0.62 + FALL + wobble(0.002), val_accuracy=accuracy)
+    assert tk.diagnose(history, classes=10, n_val=500).verdict == "overfit"
+    assert tk.diagnose(history, classes=10, n_val=40).verdict != "overfit"
+
+
+def test_a_tiny_model_that_fits_neither_set_is_too_small() -> None:
+    history = records(train_loss=0.3 + FALL, val_loss=0.45 + FALL + wobble(0.002), val_accuracy=0.86 - np.exp(-T / 2))
+    assert tk.diagnose(history, classes=10, n_val=500, parameters=50_000).verdict == "healthy"
+    found = tk.diagnose(history, classes=10, n_val=500, parameters=300)
+    assert (found.verdict, found.cause) == ("underfit", "capacity")
+
+
+def test_impossible_facts_are_refused() -> None:
+    for known in ({"rate": 0.0}, {"batch": 0}, {"parameters": -1}, {"momentum": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(known))):
+            tk.diagnose(HEALTHY, **known)
 
 
 def test_what_is_frozen_and_in_force_changes_the_advice() -> None:
@@ -193,12 +246,29 @@ def test_the_command_answers_people_and_programs(tmp_path: Path) -> None:
     under = csv_of(RUNS["still falling"][0], tmp_path / "under.csv")
     answer = json.loads(run("doctor", under, "--classes", 10, "--json")[1])
     assert (answer["verdict"], answer["cause"]) == ("underfit", "too-short")
+    facts = (
+        "--optimizer",
+        "sgd",
+        "--rate",
+        0.001,
+        "--momentum",
+        0,
+        "--batch",
+        10,
+        "--n-train",
+        100,
+        "--parameters",
+        9999,
+    )
+    answer = json.loads(run("doctor", under, "--classes", 10, *facts, "--json")[1])
+    assert (answer["verdict"], answer["cause"]) == ("underfit", "optimisation")
 
 
 def test_a_verdict_can_fail_a_pipeline(tmp_path: Path) -> None:
     path = csv_of(RUNS["learned by heart"][0], tmp_path / "log.csv")
     assert run("doctor", path, "--classes", 10, "--fail-on", "overfit,unstable")[0] == 78
     assert run("doctor", path, "--classes", 10, "--fail-on", "unstable")[0] == 0
+    assert run("doctor", path, "--rate", 0)[0] == 2 and run("doctor", path, "--momentum", 1)[0] == 2
     assert run("doctor", path, "--fail-on", "overfitted")[0] == 2 and run("doctor", path, "--classes", 0)[0] == 2
     with pytest.raises(tk.errors.SelectorError, match="val_accuracy"):
         tk.diagnose(path, metric="acuracy")

@@ -64,7 +64,7 @@ def test_the_table_has_a_line_a_run_and_sums_that_agree() -> None:
 
 def test_torchkeep_is_right_about_the_runs_that_it_was_tuned_on_and_scored_by() -> None:
     """The rules as they are; what they were worth before these sets were seen stands on the page."""
-    for name, least in (("tuning", 0.95), ("scoring", 0.85), ("confirming", 0.7), ("final", 0.75)):
+    for name, least in (("tuning", 0.95), ("scoring", 0.95), ("confirming", 0.85), ("final", 0.9)):
         runs = cases(KEPT.parent / name)
         tally = Counter(answer.grade for answer in asked(runs, python=None)["torchkeep"].values())
         assert tally["right"] >= least * len(runs) and not tally["confidently_wrong"], (name, tally)

@@ -194,9 +194,23 @@ def test_the_setting_of_a_run(tmp_path: Path) -> None:
     total = sum(one.numel() for one in model.parameters())
     assert setting.parameters == total and setting.trainable == pytest.approx(26 / total)
     assert setting.weight_decay == pytest.approx(0.1) and setting.snapshots == (10, 11)
+    assert (setting.optimizer, setting.rate, setting.momentum) == ("adam", pytest.approx(1e-3), None)
     assert setting.dropout is None and live.dropout == pytest.approx(0.3)
     assert setting_of(tmp_path / "run", unit="step").snapshots == (0, 1)
     assert setting.phases == ()  # one and the same all the time
+
+
+def test_the_rate_of_a_run_is_the_one_before_its_schedule(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.4, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    with tk.Run(tmp_path / "run") as run:
+        run.resume(model=model, optimizer=optimizer, scheduler=scheduler)
+        optimizer.step()
+        scheduler.step()
+        run.save(0)
+    setting = setting_of(tmp_path / "run")
+    assert (setting.optimizer, setting.rate, setting.momentum) == ("sgd", pytest.approx(0.4), pytest.approx(0.9))
 
 
 def test_dropout_that_freezing_holds_is_not_in_force(tmp_path: Path) -> None:

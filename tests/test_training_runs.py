@@ -17,6 +17,7 @@ from training_runs.__main__ import COLUMNS
 from training_runs.cases import CONFIRMING, HALVES, SCORING, TUNING, Case
 from training_runs.data import SIZES, split
 from training_runs.measure import reruns
+from training_runs.settings import TOLD, tell
 from training_runs.train import build, train
 from training_runs.truth import ALL, FEW_EXAMPLES, OPTIMISATION, SHORT, gains, judge
 
@@ -159,6 +160,7 @@ def test_the_truth_of_a_run_follows_from_its_figures(name: str) -> None:
     assert sorted(verdict for grade in GRADES for verdict in noted["truth"][grade]) == sorted(ALL)
     assert noted["truth"]["right"]
     assert Setting(**noted["setting"]).n_val == noted["made"]["n_val"]
+    assert {name: noted["setting"][name] for name in TOLD} == {name: noted["made"][name] for name in TOLD}
     case = CASES[name]
     assert noted["half"] == HALF[name]
     assert noted["built_for"] == case.cause
@@ -169,6 +171,14 @@ def test_the_truth_of_a_run_follows_from_its_figures(name: str) -> None:
     kept = rows(name)
     assert set(kept[0]) <= set(COLUMNS)
     assert [row["epoch"] for row in kept] == list(range(1, noted["made"]["epochs"] + 1))
+
+
+def test_what_is_told_of_an_optimizer_is_written_and_nothing_else(tmp_path: Path) -> None:
+    noted = json.loads((KEPT / "tuning" / "short-digits.json").read_text())
+    before = {key: value for key, value in noted["setting"].items() if key not in TOLD}
+    (tmp_path / "a.json").write_text(json.dumps({**noted, "setting": before}))
+    tell(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == noted
 
 
 def test_the_tuning_half_has_every_verdict_as_the_right_one() -> None:

@@ -38,6 +38,10 @@ def setting(case: Case, record: Record, figures: dict[str, Any]) -> dict[str, An
         "parameters": record.parameters,
         "dropout": case.dropout,
         "weight_decay": case.weight_decay,
+        "optimizer": case.optimizer,
+        "rate": case.rate,
+        "momentum": case.momentum,
+        "batch": case.batch,
     }
 
 

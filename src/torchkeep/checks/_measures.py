@@ -10,6 +10,7 @@ import numpy as np
 from ..core.curves import Curves, Series, Setting
 from ..core.trend import level, noise, slope, smoothed
 
+_CALM = 0.7  # of the climbs of the training loss
 _FLAT = 1e-3  # of its level: the least noise that a curve is taken to have
 
 
@@ -74,6 +75,14 @@ def climbing(series: Series) -> float:
     return float(np.mean(np.maximum(np.diff(series.y[len(series) // 2 :]), 0)))
 
 
+def only_training_jumps(curves: Curves) -> bool:
+    """Whether the validation loss climbs much less than the training loss: the weights are calm, and dropout is not."""
+    train, val = curves.train_loss, curves.val_loss
+    if train is None or val is None or len(train.finite) < 6 or len(val.finite) < 6:
+        return False
+    return climbing(val.finite) < _CALM * climbing(train.finite)
+
+
 def final_share(metric: Series | None) -> float | None:
     """Where a metric ends that is a share of what is right, 0 to 1; None for any other."""
     known = metric.finite if metric is not None and metric.mode != "min" else None
@@ -81,6 +90,40 @@ def final_share(metric: Series | None) -> float | None:
         return None
     end = level(known.y)
     return end if 0 <= end <= 1 else None
+
+
+_SGD, _ADAPTIVE = 0.1, 1e-3  # the learning rates that most begin with
+_SCALED = ("adam", "rmsprop", "adagrad", "lamb", "lion")  # those whose steps do not grow with the gradient
+
+
+def usual_rate(setting: Setting) -> float | None:
+    """The learning rate that is usual for an optimizer; None where it is not known, or none is usual."""
+    name = (setting.optimizer or "").lower()
+    if any(one in name for one in _SCALED):
+        return _ADAPTIVE
+    return _SGD if "sgd" in name else None
+
+
+def tempo(setting: Setting) -> float | None:
+    """How many times the usual the learning rate is, momentum counted in; None where it is not known."""
+    usual = usual_rate(setting)
+    if usual is None or setting.rate is None:
+        return None
+    kept = 1 - (setting.momentum or 0.0) if usual == _SGD else 1.0
+    return setting.rate / max(kept, 1e-3) / usual
+
+
+def way(curves: Curves, setting: Setting) -> float | None:
+    """How far training went, in steps of the usual rate: its steps times its tempo; None where either is not known."""
+    speed, series = tempo(setting), curves.train_loss or curves.val_loss
+    if speed is None or series is None or not len(series):
+        return None
+    if curves.unit == "step":
+        return speed * float(series.x[-1])
+    if setting.n_train is None or setting.batch is None:
+        return None
+    epochs = float(series.x[-1] - series.x[0]) + 1
+    return speed * epochs * math.ceil(setting.n_train / setting.batch)
 
 
 def mistakes(curves: Curves, setting: Setting) -> float | None:

@@ -9,8 +9,10 @@ from ..core.diagnosis import Sign
 from ..core.trend import level
 from ._measures import chance
 from ._sign import sign
+from .overfitting import learns_nothing
 
 _TIMES = 1.5
+_BLOWN = 10  # times chance: below that a model that never knew anything jumps about, and has not come apart
 
 
 class Diverged:
@@ -28,4 +30,6 @@ class Diverged:
         above = max(chance(setting) or start, lowest)
         if end < _TIMES * lowest or end < 1.1 * above:
             return None
-        return sign(self, "danger", since=float(loss.x[at]), end=end, lowest=lowest, at=float(loss.x[at]))
+        lost = curves.val_metric is not None and end < _BLOWN * above and learns_nothing(curves.val_metric, setting)
+        figures = {"end": end, "lowest": lowest, "at": float(loss.x[at])}
+        return sign(self, "danger", since=float(loss.x[at]), **figures, lost=lost)

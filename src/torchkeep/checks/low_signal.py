@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ._measures import chance, fitted, scale
+from ._measures import chance, final_share, fitted, scale
 from ._sign import sign
 
 _LOW, _NOISY, _FALLEN, _NOTHING = 0.6, 0.45, 0.4, 0.1
+_RIGHT = 0.95  # of the validation examples: a better fit would hardly show
 
 
 class LowSignal:
@@ -25,7 +26,7 @@ class LowSignal:
         told = chance(setting) is not None
         share = 1 - loss / known
         least = _FALLEN if not told else _LOW if setting.classes else _NOISY  # targets have noise that nothing fits
-        if share >= least:
+        if share >= least or (share >= _FALLEN and (final_share(curves.val_metric) or 0.0) >= _RIGHT):
             return None
         what = "what a model has that has learned nothing" if told else "what it began at"
         return sign(self, "danger" if share < _NOTHING else "warning", signal=share, loss=loss, chance=known, what=what)

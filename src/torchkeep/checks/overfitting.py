@@ -13,6 +13,7 @@ from ._sign import sign
 ERRORS = 4.0
 _RISE, _LEAST = 0.025, 0.01  # of the lowest loss, and of the loss of chance
 _VARYING = 0.4
+_FAR, _FAR_PAIRS, _FITTED = 0.03, 2.0, 0.5
 _FALL, _PAIRS, _LEARNED = 0.015, 1.5, 0.1
 
 
@@ -24,7 +25,7 @@ class Overfitting:
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
         """The validation loss has risen beyond its noise, and the metric, if there is one, has fallen beyond its own
         and by more examples than change sides by chance; or it never was above chance."""
-        rise = rise_of(curves, setting)
+        rise = rise_of(curves, setting) or _forgets(curves, setting)
         if rise is None:
             return None
         figures = {"gl": rise.gl, "at": rise.at, "lowest": rise.best, "end": rise.end, "errors": rise.errors}
@@ -54,6 +55,17 @@ def rise_of(curves: Curves, setting: Setting) -> Turn | None:
         return None
     large = turn.by >= _RISE * turn.best and turn.by >= _LEAST * known
     return turn if large and turn.errors >= ERRORS else None
+
+
+def _forgets(curves: Curves, setting: Setting) -> Turn | None:
+    """The turn of the validation loss, however small, where the metric has fallen far."""
+    fall = None if curves.val_metric is None else fall_of(curves.val_metric, setting)
+    if fall is None or curves.val_loss is None or curves.val_metric is None or curves.val_metric.mode == "min":
+        return None
+    if (signal(curves, setting) or 0.0) < _FITTED:
+        return None
+    pairs = math.inf if setting.n_val is None else math.sqrt(fall.by * setting.n_val / 2)
+    return turn_of(curves.val_loss) if fall.by >= _FAR and pairs >= _FAR_PAIRS else None
 
 
 def fall_of(metric: Series, setting: Setting) -> Turn | None:

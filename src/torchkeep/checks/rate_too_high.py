@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
-from ._measures import climbing, scale
+from ._measures import climbing, only_training_jumps, scale
 from ._sign import sign
 
 _CLIMB = 0.012
-_DROPOUT, _TIMES = 0.5, 3.0  # dropout so strong makes a training loss jump by itself
 
 
 class RateTooHigh:
@@ -18,12 +17,11 @@ class RateTooHigh:
     code = "rate-too-high"
 
     def look(self, curves: Curves, setting: Setting) -> Sign | None:
-        """The mean of its rises over the second half, in losses of chance."""
+        """The mean of its rises over the second half, in losses of chance; the validation loss jumps as well, or it is
+        dropout that makes the training loss jump."""
         series = curves.train_loss.finite if curves.train_loss is not None else None
         known = scale(curves, setting)
         if series is None or known is None or len(series) < 6:
             return None
         climb = climbing(series) / known
-        strong = setting.dropout is not None and setting.dropout >= _DROPOUT
-        least = _CLIMB * (_TIMES if strong else 1.0)
-        return sign(self, "warning", climb=climb) if climb >= least else None
+        return sign(self, "warning", climb=climb) if climb >= _CLIMB and not only_training_jumps(curves) else None

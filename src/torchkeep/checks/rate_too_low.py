@@ -7,7 +7,7 @@ from ..core.diagnosis import Sign
 from ._measures import pace, scale, signal
 from ._sign import sign
 
-_PACE, _SIGNAL, _BEGUN = 0.5, 0.6, 0.01
+_PACE, _SIGNAL, _BEGUN = 0.8, 0.6, 0.01
 
 
 class RateTooLow:

@@ -42,7 +42,8 @@ class StillFalling:
             return None
         of = "of the loss of chance" if wrong is None else f"of {curves.val_metric.name if curves.val_metric else ''}"
         since = float(last.x[0])
-        return sign(self, "info", since=since, name=series.name, fall=-whole, gain=gain, of=of, errors=errors)
+        figures = {"fall": -whole, "gain": gain, "errors": errors, "left": level(series.y) / known}
+        return sign(self, "info", since=since, name=series.name, of=of, **figures)
 
 
 def _rests(metric: Series | None) -> bool:

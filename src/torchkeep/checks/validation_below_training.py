@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
 from ..core.trend import level
+from ._measures import climbing, only_training_jumps, scale, signal
 from ._sign import sign
 
 _SHARE = 0.02
+_JUMPS = 0.008  # of the loss of chance a point: so much comes of strong dropout
 _DROPOUT = ": dropout is in force while training, and not while validating"
 _OTHERWISE = (
     ": dropout or augmentation while training, a loss that is averaged over the epoch, an easier validation set, or "
@@ -28,4 +32,7 @@ class ValidationBelowTraining:
         if len(train) < 4 or len(val) < 4 or level(val.y) > (1 - _SHARE) * level(train.y):
             return None
         dropout = setting.dropout is not None and setting.dropout > 0
-        return sign(self, "info", val=level(val.y), train=level(train.y), why=_DROPOUT if dropout else _OTHERWISE)
+        learned = signal(curves, setting)
+        figures = {"val": level(val.y), "train": level(train.y)} | ({} if learned is None else {"learned": learned})
+        jumps = climbing(train) >= _JUMPS * (scale(curves, setting) or math.inf) and only_training_jumps(curves)
+        return sign(self, "info", **figures, jumps=jumps, why=_DROPOUT if dropout else _OTHERWISE)

@@ -20,6 +20,11 @@ def doctor(
     n_val: Annotated[int | None, typer.Option(help="Examples in the validation set.")] = None,
     n_train: Annotated[int | None, typer.Option(help="Examples in the training set.")] = None,
     target_variance: Annotated[float | None, typer.Option(help="Of the targets, for a mean squared error.")] = None,
+    parameters: Annotated[int | None, typer.Option(help="Elements of the model.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="Its name, e.g. AdamW or sgd.")] = None,
+    rate: Annotated[float | None, typer.Option(help="The learning rate, before any schedule.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Training examples a step.")] = None,
     metric: Annotated[str | None, typer.Option(help="The metric that counts, e.g. accuracy.")] = None,
     name: Annotated[
         list[str] | None, typer.Option(help="ROLE=NAME for what is called otherwise, again for more.")
@@ -37,14 +42,24 @@ def doctor(
     for verdict in verdicts:
         if verdict not in tk.VERDICTS:
             raise typer.BadParameter(f"{verdict!r} is none of {', '.join(tk.VERDICTS)}", param_hint="--fail-on")
-    for option, value in (("--classes", classes), ("--n-val", n_val), ("--n-train", n_train)):
-        if value is not None and value < 1:
+    counts = {
+        "--classes": classes,
+        "--n-val": n_val,
+        "--n-train": n_train,
+        "--parameters": parameters,
+        "--batch": batch,
+    }
+    for option, value in {**counts, "--rate": rate}.items():
+        if value is not None and value <= 0:
             raise typer.BadParameter(f"{value} is not above 0", param_hint=option)
+    if momentum is not None and not 0 <= momentum < 1:
+        raise typer.BadParameter(f"{momentum} is not from 0 to below 1", param_hint="--momentum")
     names = dict(_pair(one) for one in name or ())
     history = tk.read_history(path, names=names or None)
     source = path if tk.is_run(path) else history
     known: dict[str, Any] = {
         "classes": classes, "n_val": n_val, "n_train": n_train, "target_variance": target_variance,
+        "parameters": parameters, "optimizer": optimizer, "rate": rate, "momentum": momentum, "batch": batch,
         "metric": metric, "names": names or None,
     }  # fmt: skip
     diagnosis = tk.diagnose(source, **known)

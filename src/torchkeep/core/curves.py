@@ -103,6 +103,10 @@ class Setting:
         parameters: elements of the model.
         dropout: the largest probability in force in parts that are trained.
         weight_decay: the largest of any group.
+        optimizer: its name, e.g. `AdamW` or `sgd`.
+        rate: the largest learning rate of any group, before any schedule.
+        momentum: of SGD.
+        batch: training examples a step.
         phases: freeze phases: (first epoch, what it trains).
         snapshots: x of each snapshot.
     """
@@ -115,5 +119,9 @@ class Setting:
     parameters: int | None = None
     dropout: float | None = None
     weight_decay: float | None = None
+    optimizer: str | None = None
+    rate: float | None = None
+    momentum: float | None = None
+    batch: int | None = None
     phases: tuple[tuple[int, str], ...] = ()
     snapshots: tuple[float, ...] = ()

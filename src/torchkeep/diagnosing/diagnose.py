@@ -23,6 +23,11 @@ def diagnose(
     n_val: int | None = None,
     n_train: int | None = None,
     target_variance: float | None = None,
+    parameters: int | None = None,
+    optimizer: str | None = None,
+    rate: float | None = None,
+    momentum: float | None = None,
+    batch: int | None = None,
     metric: str | None = None,
     names: Mapping[str, str] | None = None,
     setting: Setting | None = None,
@@ -35,13 +40,18 @@ def diagnose(
     The verdict is one of `cannot-say`, `underfit` (with a cause: `too-short`, `capacity` or `optimisation`), `overfit`,
     `over-confident` (the validation loss rises and the metric holds), `generalisation-gap`, `unstable` and `healthy`.
     The more it is told, the more it can tell: without `classes` or `target_variance` nothing says what loss a model has
-    that has learned nothing; without `n_val` nobody knows what a difference between epochs is worth.
+    that has learned nothing; without `n_val` nobody knows what a difference between epochs is worth. Which cause an
+    underfit has follows best from the optimizer, the rate, the batch and `n_train`: how far did training go?
 
     Args:
         history: what `tk.read_history` takes: a run, a CSV, TensorBoard's events, ..., or a list of records.
         classes: how many there are, where the loss is a cross-entropy in nats.
         n_val, n_train: examples in the validation and in the training set.
         target_variance: of the targets of a regression, where the loss is a mean squared error.
+        parameters: elements of the model.
+        optimizer, rate, momentum: its name, e.g. `AdamW` or `sgd`, its learning rate before any schedule, and of SGD
+            its momentum.
+        batch: training examples a step.
         metric: the name of the metric that counts; accuracy where there is one if None.
         names: role -> name for what is called otherwise, as in `tk.read_history`.
         setting: all that is known beside the curves; of a run of torchkeep its snapshots tell most of it.
@@ -52,10 +62,16 @@ def diagnose(
         SelectorError: there is no metric, or no column, of that name; the hint has the nearest.
     """
     curves, known = understood(history, metric, names, setting)
-    given: dict[str, Any] = {"classes": classes, "n_val": n_val, "n_train": n_train, "target_variance": target_variance}
+    given: dict[str, Any] = {
+        "classes": classes, "n_val": n_val, "n_train": n_train, "target_variance": target_variance,
+        "parameters": parameters, "rate": rate, "batch": batch,
+    }  # fmt: skip
     for name, value in given.items():
         if value is not None and value <= 0:
             raise ValueError(f"{name} is {value}; it must be above 0")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; it must be from 0 to below 1")
+    given |= {"optimizer": optimizer, "momentum": momentum}
     told = replace(known, **{name: value for name, value in given.items() if value is not None})
     return examine(curves, told, checks)
 

@@ -26,9 +26,10 @@ def remedies_for(verdict: Verdict, found: Found, curves: Curves, setting: Settin
 
 def _underfit(verdict: Verdict, found: Found, curves: Curves, setting: Setting) -> list[Remedy]:
     if verdict.cause == "too-short":
-        return [_longer(found, curves), *_faster(found), *_less_regularised(setting)]
+        return [_longer(found, curves), *_raise_rate(found), *_less_regularised(setting)]
     if verdict.cause == "optimisation":
-        return [*_rate(found), _sanity(), *_less_frozen(setting), *_less_regularised(setting)]
+        longer = [_longer(found, curves)] if found.keys() & {"short-way", "rate-too-low", "still-falling"} else []
+        return [*_rate(found), *longer, _sanity(), *_less_frozen(setting), *_less_regularised(setting)]
     return [
         *_less_frozen(setting),
         *_less_regularised(setting),
@@ -142,17 +143,20 @@ def _longer(found: Found, curves: Curves) -> Remedy:
     return Remedy("train-longer", f"train on{goal}", reason)
 
 
-def _faster(found: Found) -> list[Remedy]:
-    if "rate-too-low" not in found:
+def _raise_rate(found: Found) -> list[Remedy]:
+    code = next((code for code in ("unusual-rate", "rate-too-low", "short-way") if code in found), None)
+    if code is None or (code == "unusual-rate" and found[code].evidence["times"] > 1):
         return []
-    return [Remedy("raise-rate", "raise the learning rate three- to tenfold", found["rate-too-low"].message)]
+    return [Remedy("raise-rate", "raise the learning rate three- to tenfold", found[code].message)]
 
 
 def _rate(found: Found) -> list[Remedy]:
+    if "unusual-rate" in found and found["unusual-rate"].evidence["times"] > 1:
+        return [Remedy("lower-rate", "lower the learning rate tenfold", found["unusual-rate"].message)]
     if found.keys() & {"rate-too-high", "diverged", "not-a-number"}:
         sign = next(found[code] for code in ("rate-too-high", "diverged", "not-a-number") if code in found)
         return [Remedy("lower-rate", "lower the learning rate three- to tenfold, or warm it up", sign.message)]
-    return _faster(found) or [
+    return _raise_rate(found) or [
         Remedy("other-rate", "try learning rates a tenth and ten times as large", "the rate decides whether it learns")
     ]
 

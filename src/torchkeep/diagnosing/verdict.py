@@ -9,11 +9,16 @@ from ..core.curves import Curves, Setting
 from ..core.diagnosis import Sign
 
 _NOTHING = 0.05  # of what there is to learn: with less than this nothing was learned
-_BARELY, _MANY = 0.1, 30  # so little in so many points is no matter of time
+_BARELY, _MANY = 0.12, 30  # so little in so many points is no matter of time
 _CLEAR = 0.3  # a gap in losses of chance that makes a rise weightier than a poor fit
 _FALL = 0.03  # of a metric, that does so too
 _MOSTLY_FROZEN, _STRONG_DROPOUT = 0.5, 0.6
 _FEW, _SMALL = 30, 60  # examples in a validation set
+_WELL = 0.83  # of what there is to learn: below that the fit is poor
+_RIGHT = 0.95  # of the validation examples: a better fit would hardly show
+_SGD_DECAY, _OTHER_DECAY = 0.05, 1.0  # weight decay in the loss, and beside it as AdamW has it
+_CAUSE = 0.75  # of confidence: that it underfits may be plain, and its cause is not
+_WIDE = 0.25  # a gap in losses of chance
 _MISTAKES = 20  # of them, below which a rise of the loss may be theirs alone
 
 
@@ -37,29 +42,58 @@ def verdict_of(signs: Sequence[Sign], curves: Curves, setting: Setting) -> Verdi
     """Decide; the first question that the signs answer is the verdict."""
     found = {one.code: one for one in signs}
     if "not-a-number" in found or "diverged" in found:
+        if "diverged" in found and found["diverged"].evidence["lost"]:
+            return Verdict("underfit", "optimisation", why=("diverged",), sure=0.7)
         return Verdict("unstable", why=_among(found, "not-a-number", "diverged"), sure=0.95)
     if "too-few-points" in found or (curves.train_loss is None and curves.val_loss is None):
         return Verdict("cannot-say", why=_among(found, "too-few-points"))
-    if "rate-too-high" in found:
-        return Verdict(
-            "unstable", why=("rate-too-high",), sure=_beyond(found["rate-too-high"].evidence["climb"], 0.012)
-        )
     worse = _worse(found, setting)
-    if "low-signal" in found and not (worse is not None and _is_weightier(found)):
+    weighty = worse is not None and _is_weightier(found)
+    if _is_far_too_fast(found, setting) and not weighty:
+        return Verdict("underfit", "optimisation", ("unusual-rate", *_among(found, "rate-too-high")), 0.75)
+    if "rate-too-high" in found and not (weighty and not setting.classes):
+        sure = _beyond(found["rate-too-high"].evidence["climb"], 0.012)
+        return Verdict("unstable", why=("rate-too-high",), sure=min(sure, 0.75))
+    if worse is not None and worse.name == "overfit" and not weighty and _is_dropped_out(found, setting):
+        worse = None  # what dropout leaves jumps about
+    if "low-signal" in found and not weighty:
         return _underfit(found, setting)
+    if _is_dropped_out(found, setting) and found["validation-below-training"].evidence.get("learned", 1.0) < _WELL:
+        return Verdict("underfit", "capacity", ("validation-below-training",), 0.65)
+    few = setting.n_val is not None and setting.n_val <= _FEW
+    poor = "still-falling" in found and found["still-falling"].evidence["left"] > 1 - _WELL
+    if few and not poor and not (worse is not None and weighty) and not ("gap" in found and _is_wide(found, setting)):
+        return Verdict("cannot-say", why=_among(found, "small-validation"))
     if worse is not None:
         return worse
     if curves.val_loss is None:
         return Verdict("cannot-say")
+    if "few-parameters" in found and "short-way" not in found:
+        return Verdict("underfit", "capacity", why=("few-parameters",), sure=0.7)
     if "gap" in found and not _too_few_mistakes(found, setting):
         return Verdict("generalisation-gap", why=("gap",), sure=_gap_sure(found["gap"]))
     if "still-falling" in found:
-        cause = "capacity" if _is_held(found, setting) else "too-short"
-        return Verdict("underfit", cause, why=("still-falling",), sure=0.65)
+        return Verdict("underfit", _cause(found, setting, "too-short"), why=("still-falling",), sure=0.65)
     if "poor-fit" in found:
         return Verdict("underfit", "capacity", why=("poor-fit",), sure=0.6)
-    few = setting.n_val is not None and setting.n_val <= _FEW
-    return Verdict("healthy", sure=0.6 if few else 0.75)  # that nothing was seen is weaker evidence than any sign
+    if "room-left" in found:
+        cause = _cause(found, setting, "capacity" if "plateau" in found else "too-short")
+        return Verdict("underfit", cause, why=("room-left",), sure=0.55)
+    return Verdict("healthy", sure=0.75)  # that nothing was seen is weaker evidence than any sign
+
+
+def _is_far_too_fast(found: Mapping[str, Sign], setting: Setting) -> bool:
+    """Whether the learning rate is far above what is usual, and the fit poor: for targets with noise, jumpy too."""
+    if "unusual-rate" not in found or found["unusual-rate"].evidence["times"] < 1:
+        return False
+    seen = found["unusual-rate"].evidence
+    poor = seen.get("learned", 1.0) < _WELL and seen.get("right", 0.0) < _RIGHT
+    return poor and (bool(setting.classes) or "rate-too-high" in found)
+
+
+def _is_wide(found: Mapping[str, Sign], setting: Setting) -> bool:
+    """Whether a gap is too wide to be made by so few examples."""
+    return not _too_few_mistakes(found, setting) and found["gap"].evidence["loss_gap"] >= _WIDE
 
 
 def _worse(found: Mapping[str, Sign], setting: Setting) -> Verdict | None:
@@ -77,24 +111,50 @@ def _worse(found: Mapping[str, Sign], setting: Setting) -> Verdict | None:
 
 def _underfit(found: Mapping[str, Sign], setting: Setting) -> Verdict:
     signal = found["low-signal"].evidence["signal"]
-    sure = min(0.9, _beyond(1 - signal, 0.4))
+    sure = min(_CAUSE, _beyond(1 - signal, 0.4))
+    falling = _among(found, "rate-too-low")
+    if signal < _BARELY and not setting.classes and (falling or "short-way" in found):
+        cause = "optimisation"  # four times a tenth of the way is not half of it
+    else:
+        slow = found["rate-too-low"].evidence["points"] >= _MANY if falling else True
+        creeps = signal < (_BARELY if falling else _NOTHING) and slow
+        cause = _cause(found, setting, "optimisation" if creeps else "too-short" if falling else "capacity")
+    return Verdict("underfit", cause, ("low-signal", *falling, *_among(found, "short-way", "plateau")), sure)
+
+
+def _pulled(setting: Setting) -> bool:
+    """Whether the weight decay is so strong that it, and not the loss, says where weights end."""
+    if setting.weight_decay is None or setting.optimizer is None:
+        return False
+    return setting.weight_decay >= (_SGD_DECAY if "sgd" in setting.optimizer.lower() else _OTHER_DECAY)
+
+
+def _cause(found: Mapping[str, Sign], setting: Setting, curves_say: str) -> str:
+    """What hinders a fit: by how far training went at which rate, where that is known; else as the curves say."""
+    if _pulled(setting):
+        return "capacity"
+    if "short-way" in found:
+        slow = found["unusual-rate"].evidence["times"] < 1 if "unusual-rate" in found else False
+        return "optimisation" if slow else "too-short"
     if _is_held(found, setting):
-        return Verdict("underfit", "capacity", ("low-signal",), sure)
-    if "rate-too-low" in found:
-        creeps = signal < _BARELY and found["rate-too-low"].evidence["points"] >= _MANY
-        cause = "optimisation" if creeps else "too-short"
-        return Verdict("underfit", cause, ("low-signal", "rate-too-low"), sure)
-    if signal < _NOTHING:
-        return Verdict("underfit", "optimisation", ("low-signal",), sure)
-    return Verdict("underfit", "capacity", ("low-signal", *_among(found, "plateau")), sure)
+        return "capacity"
+    return curves_say
 
 
 def _is_held(found: Mapping[str, Sign], setting: Setting) -> bool:
     """Whether most of the model is frozen, or dropout so strong that it is worse while training than after it."""
     if setting.trainable is not None and setting.trainable < _MOSTLY_FROZEN:
         return True
-    strong = setting.dropout is not None and setting.dropout >= _STRONG_DROPOUT
-    return strong and "validation-below-training" in found
+    return _is_dropped_out(found, setting)
+
+
+def _is_dropped_out(found: Mapping[str, Sign], setting: Setting) -> bool:
+    """Whether dropout is so strong that it is worse while training than after it; jumps tell where nobody does."""
+    if "validation-below-training" not in found:
+        return False
+    if setting.dropout is None:
+        return bool(found["validation-below-training"].evidence["jumps"])
+    return setting.dropout >= _STRONG_DROPOUT
 
 
 def _is_weightier(found: Mapping[str, Sign]) -> bool:

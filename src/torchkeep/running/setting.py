@@ -36,7 +36,10 @@ def setting_from(bodies: Sequence[Body], model: nn.Module | None, unit: str) -> 
         parameters=total or None,
         trainable=trained / total if total else None,
         dropout=_dropout(model),
-        weight_decay=_weight_decay(bodies[-1]),
+        weight_decay=_largest(bodies[-1:], "weight_decay"),
+        optimizer=_optimizer(bodies[-1]),
+        rate=_largest(bodies, "initial_lr", "lr"),
+        momentum=_largest(bodies[-1:], "momentum"),
         phases=_phases(bodies, unit),
         snapshots=tuple(_place(body, unit) for body in bodies),
     )
@@ -59,15 +62,33 @@ def _parameters(body: Body) -> Iterator[Entry]:
             yield entry
 
 
-def _weight_decay(body: Body) -> float | None:
-    """The largest of any group that has parameters."""
-    found = []
+def _groups(body: Body) -> Iterator[Mapping[str, Any]]:
+    """The options of every group of an optimizer that has parameters."""
     for name, part in body.state.items():
         if name not in RESERVED and part.get("kind") == OPTIMIZER:
-            groups = (group for group in part["groups"] if group["names"])
-            options = (tagged.decode(group["options"], lambda _: None) for group in groups)
-            found += [one["weight_decay"] for one in options if isinstance(one.get("weight_decay"), (int, float))]
-    return float(max(found)) if found else None
+            for group in part["groups"]:
+                if group["names"]:
+                    yield tagged.decode(group["options"], lambda _: None)
+
+
+def _largest(bodies: Sequence[Body], *names: str) -> float | None:
+    """The largest value of an option, by the first of its names that a group has."""
+    found = []
+    for body in bodies:
+        for options in _groups(body):
+            value = next((options[name] for name in names if name in options), None)
+            found += [float(value)] if isinstance(value, (int, float)) else []
+    return max(found, default=None)
+
+
+def _optimizer(body: Body) -> str | None:
+    """What kind it is, by what it can be told: one with betas is of Adam's, one with momentum and dampening is SGD."""
+    for options in _groups(body):
+        if "betas" in options:
+            return "adam"
+        if {"momentum", "dampening"} <= options.keys():
+            return "sgd"
+    return None
 
 
 def _dropout(model: nn.Module | None) -> float | None:
