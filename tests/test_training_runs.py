@@ -14,7 +14,7 @@ import torch
 
 from torchkeep.core.curves import Setting
 from training_runs.__main__ import COLUMNS
-from training_runs.cases import CONFIRMING, HALVES, SCORING, TUNING, Case
+from training_runs.cases import CONFIRMING, FINAL, FRESH, HALVES, SCORING, TUNING, Case
 from training_runs.data import SIZES, split
 from training_runs.measure import reruns
 from training_runs.settings import TOLD, tell
@@ -59,10 +59,12 @@ def test_a_set_is_kept_whole_or_not_at_all() -> None:
     kept = {half: {path.stem for path in (KEPT / half).glob("*.json")} for half in HALVES}
     assert kept["tuning"] == {case.name for case in TUNING}
     assert kept["scoring"] == {case.name for case in SCORING}
-    assert kept["confirming"] in (set(), {case.name for case in CONFIRMING})
+    for half, cases in (("confirming", CONFIRMING), ("final", FINAL), ("fresh", FRESH)):
+        assert kept[half] in (set(), {case.name for case in cases})
     assert len(TUNING) >= 24
     assert len(TUNING) + len(SCORING) >= 48
     assert len(CONFIRMING) >= 42
+    assert len(FRESH) >= 60
 
 
 def test_all_sets_ask_for_the_same_causes_with_other_settings() -> None:
@@ -76,18 +78,33 @@ def test_all_sets_ask_for_the_same_causes_with_other_settings() -> None:
     assert len(set(settings)) == len(every)
 
 
-def test_the_confirming_set_asks_for_what_no_half_has_asked_for() -> None:
-    before = {(case.cause, case.data) for case in (*TUNING, *SCORING)}
-    assert all(count >= 2 for count in Counter(case.cause for case in CONFIRMING).values())
-    unheard = {case.cause for case in CONFIRMING if (case.cause, case.data) not in before}
-    assert unheard == {case.cause for case in CONFIRMING} - {"regression-overfit"}
-    for case in CONFIRMING:
-        for old in (*TUNING, *SCORING):
+EVERYWHERE = {"healthy", "regression-overfit"}  # had been on all data sets that they can be on
+LATER = {
+    "confirming": {"regression-overfit"},
+    "final": EVERYWHERE,
+    "fresh": EVERYWHERE | {"rate-too-high", "over-confident", "regression-underfit"},
+}
+
+
+@pytest.mark.parametrize("half", LATER)
+def test_a_later_set_asks_for_what_no_earlier_set_has_asked_for(half: str) -> None:
+    cases, names = HALVES[half], list(HALVES)
+    earlier = [case for name in names[: names.index(half)] for case in HALVES[name]]
+    before = {(case.cause, case.data) for case in earlier}
+    assert all(count >= 2 for count in Counter(case.cause for case in cases).values())
+    unheard = {case.cause for case in cases if (case.cause, case.data) not in before}
+    assert unheard == {case.cause for case in cases} - LATER[half]
+    for case in cases:
+        for old in earlier:
             if old.data == case.data:
                 assert (old.n_train, old.n_val) != (case.n_train, case.n_val), (case.name, old.name)
             if (old.cause, old.data) == (case.cause, case.data):
                 assert old.hidden != case.hidden, (case.name, old.name)
                 assert old.rate != case.rate, (case.name, old.name)
+
+
+def test_the_fresh_set_has_every_cause_as_often_as_the_final_one() -> None:
+    assert Counter(case.cause for case in FRESH) == Counter(case.cause for case in FINAL)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
