@@ -44,7 +44,7 @@ bench: $(STAMP) $(PEERS)/.installed $(DOCTOR)/.installed  ## beside other savers
 	$(BIN)/python -m benchmarks.editing --write docs/benchmarks-editing.md
 	$(BIN)/python benchmarks/peers.py --write docs/peers.md
 	$(PEERS)/bin/python -m benchmarks.loading --write docs/benchmarks-loading.md
-	$(BIN)/python -m benchmarks.doctors $(CURVES)/tuning $(CURVES)/scoring $(CURVES)/confirming $(CURVES)/final \
+	$(BIN)/python -m benchmarks.doctors $(CURVES)/tuning $(CURVES)/scoring $(CURVES)/confirming $(CURVES)/final $(CURVES)/fresh \
 		--python $(DOCTOR)/bin/python --write docs/benchmarks-doctors.md
 
 prove: $(STAMP)  ## the long proofs; writes docs/proofs.md
