@@ -158,6 +158,18 @@ def test_a_tiny_model_that_fits_neither_set_is_too_small() -> None:
     assert (found.verdict, found.cause) == ("underfit", "capacity")
 
 
+@pytest.mark.parametrize("facts", [{}, {"classes": 2, "n_val": 98}])
+def test_a_loss_that_overflowed_is_unstable_though_it_came_back(facts: dict[str, Any]) -> None:
+    losses = [2.4e9, 5.4e145, 5.4e71, *(2.5 + n % 3 for n in range(20))]
+    rows = [
+        {"epoch": n, "train_loss": loss, "val_loss": loss / 2, "val_accuracy": 0.6 - 0.2 * (n % 2)}
+        for n, loss in enumerate(losses)
+    ]
+    found = tk.diagnose(rows, **facts)
+    assert found.verdict == "unstable" and found.confidence >= 0.9
+    assert "5.4e+145" in next(one.message for one in found.findings if one.code == "diverged")
+
+
 def test_impossible_facts_are_refused() -> None:
     for known in ({"rate": 0.0}, {"batch": 0}, {"parameters": -1}, {"momentum": 1.0}):
         with pytest.raises(ValueError, match=next(iter(known))):
