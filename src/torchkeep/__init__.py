@@ -10,6 +10,11 @@ from . import criteria as criteria
 from . import edit as edit
 from . import errors as errors
 from . import surgery as surgery
+from .advising import advise as advise
+from .advising import apply as apply
+from .advising import plan_of as plan_of
+from .advising import read_plan as read_plan
+from .advising import write_plan as write_plan
 from .auditing import assert_frozen as assert_frozen
 from .auditing import audit as audit
 from .auditing import fingerprint as fingerprint
@@ -17,6 +22,7 @@ from .comparing import diff as diff
 from .converting import convert as convert
 from .core.about import About as About
 from .core.about import Parent as Parent
+from .core.advice import Advice as Advice
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
 from .core.curves import Setting as Setting
@@ -40,6 +46,7 @@ from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
 from .core.tree import Global as Global
 from .core.tree import Record as Record
+from .core.transfer_plan import TransferPlan as TransferPlan
 from .core.version import __version__ as __version__
 from .diagnosing import diagnose as diagnose
 from .exporting import export as export
@@ -90,6 +97,7 @@ from .verifying import verify as verify
 __all__ = [
     "VERDICTS",
     "About",
+    "Advice",
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
@@ -112,10 +120,13 @@ __all__ = [
     "Skeleton",
     "Source",
     "TensorSpec",
+    "TransferPlan",
     "__version__",
     "about",
     "adapters",
     "add",
+    "advise",
+    "apply",
     "assert_frozen",
     "audit",
     "can_overfit",
@@ -149,10 +160,12 @@ __all__ = [
     "param_groups",
     "plan_load",
     "plan_model",
+    "plan_of",
     "plot",
     "prove_resume",
     "read_histories",
     "read_history",
+    "read_plan",
     "read_spec",
     "recorded",
     "rename",
@@ -168,5 +181,6 @@ __all__ = [
     "to_json",
     "unfreeze",
     "verify",
+    "write_plan",
     "write_spec",
 ]

@@ -2,6 +2,7 @@
 
 # torchkeep transfer plan
 scenario: feature-extractor
+name: head
 surgery:
 - {verb: resize_head, name: classifier, classes: 10}
 freeze:
@@ -20,7 +21,7 @@ import msgspec
 from ..errors import CorruptCheckpointError, SelectorError
 from .freezespec import FreezeSpec
 from .operations import Operation
-from .table import Table
+from .table import Table, shorten
 from .transfer import Recipe, Start
 
 Scenario = Literal["feature-extractor", "freeze-first", "from-scratch", "fine-tune-all", "ambiguous"]
@@ -74,7 +75,8 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to change, what to start from, what to train when, at which rates: `tk.apply(plan, model)` does it.
 
     Attributes:
-        scenario: which case of the textbook it is, as in `SCENARIOS`; `ambiguous` where it is a start to measure from.
+        scenario: the case that model and data are, as in `SCENARIOS`.
+        name: what this way of training is called among the candidates, e.g. `lp-ft`.
         freeze: what is trained in which epochs, with the rates of parameter groups relative to that of the recipe.
         surgery: what is changed first, in order.
         start: from the pretrained weights, or from fresh ones.
@@ -86,6 +88,7 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     scenario: Scenario
     freeze: FreezeSpec
+    name: str = ""
     surgery: list[Step] = []
     start: Start = "pretrained"
     recipe: Recipe = Recipe()
@@ -128,9 +131,9 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def said(self) -> str:
-        """The plan in a sentence."""
-        text = SCENARIOS[self.scenario]
-        return f"{text}, from {trained(self.freeze)}" if self.scenario == "ambiguous" else text
+        """The plan in a line."""
+        start = "the pretrained weights" if self.start == "pretrained" else "fresh weights"
+        return ": ".join(part for part in (self.name, f"train {trained(self.freeze)}, from {start}") if part)
 
     def table(self) -> Table:
         """The plan for people: one row a phase."""
@@ -139,7 +142,7 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Table(
             title=f"transfer plan: {self.said}",
             facts=(
-                ("start", "the pretrained weights" if self.start == "pretrained" else "fresh weights"),
+                ("textbook", SCENARIOS[self.scenario]),
                 *_column("surgery", map(str, self.surgery)),
                 ("training", f"{training}, weight decay {recipe.weight_decay:g}"),
                 *phases.facts,
@@ -157,7 +160,8 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def trained(spec: FreezeSpec) -> str:
     """What a spec trains, phase after phase, in words."""
-    return ", then ".join("everything" if str(one.selector) == "*" else str(one.selector) for one in spec.phases)
+    words = ("everything" if str(one.selector) == "*" else shorten(map(repr, one.selector.texts), 3) for one in spec.phases)
+    return ", then ".join(words)
 
 
 def plan_in(operations: tuple[Operation, ...]) -> TransferPlan | None:

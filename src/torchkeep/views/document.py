@@ -12,6 +12,7 @@ import torch
 
 from ..core import tagged
 from ..core.about import About, written
+from ..core.advice import Advice
 from ..core.checkpoint import Checkpoint, SavedModule
 from ..core.diff_report import DiffReport
 from ..core.report import LoadReport, VerifyReport
@@ -39,6 +40,8 @@ def document(noun: Any) -> Any:
     if isinstance(noun, ScanReport):
         files = [{"severity": file.severity} | _plain(file) for file in noun.files]
         return {"severity": noun.severity, "summary": noun.summary, "files": files, "notes": list(noun.notes)}
+    if isinstance(noun, Advice):
+        return _advice(noun)
     if isinstance(noun, RunSummary):
         return _plain(noun) | {"best": noun.best.sequence if noun.best else None}
     return _plain(noun)
@@ -138,6 +141,19 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
             for move in report.moves
         ],
         "mismatches": _plain(report.mismatches),
+    }
+
+
+def _advice(advice: Advice) -> dict[str, Any]:
+    """What other programs rely on: these members, and no others."""
+    tried = () if advice.sweep is None else advice.sweep.candidates
+    rows = [{key: getattr(one, key) for key in ("name", "score", "stderr", "seconds")} for one in tried]
+    return {
+        "facts": document(advice.facts),
+        "similarity": {"verdict": advice.similarity.verdict, "signals": _plain(advice.similarity.signals)},
+        "scenario": advice.scenario,
+        "plan": _plain(advice.plan),
+        "sweep": None if advice.sweep is None else {"candidates": _plain(rows), "chosen": advice.sweep.chosen},
     }
 
 
