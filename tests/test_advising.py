@@ -160,6 +160,8 @@ def test_a_second_plan_is_refused() -> None:
     tk.apply(a_plan(), model)
     with pytest.raises(tk.errors.SurgeryError, match="already"):
         tk.apply(a_plan(), model)
+    with pytest.raises(tk.errors.SurgeryError, match="not a plan"):
+        tk.apply(model, a_plan())  # type: ignore[arg-type]
 
 
 def test_odd_models_take_plans() -> None:
@@ -313,12 +315,15 @@ def test_without_a_sweep_it_is_the_textbook(weights: Path, high: Examples) -> No
     text = str(advice)
     assert "small: 24 examples in the median class" in text and "nothing was trained" in text
     assert f"tk.load_into(model, {str(weights)!r})" in text
+    assert advice.facts.overlap == {}  # the file names the old classes
+    with pytest.raises(ValueError, match="sweep=True"):
+        tk.advise(digits_net, high, folder="trials")
     with pytest.raises(tk.errors.DataError, match="nothing was measured"):
         tk.plot(advice, weights.with_suffix(".png"))
 
 
 def test_advice_leaves_the_model_and_the_generator(weights: Path, high: Examples) -> None:
-    model = digits_net(classes=7).eval()
+    model = nn.DataParallel(digits_net(classes=7)).eval()
     tk.freeze(model, "0")
     before, state = bits(model), torch.get_rng_state()
     one = tk.advise(model, high)
@@ -353,7 +358,11 @@ def test_pictures(measured: tk.Advice, tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     tk.plot(measured, tmp_path / "sweep.html")
     page = (tmp_path / "sweep.html").read_text()
-    assert "<svg" in page and "tk.apply(plan, model)" in page and not any(part in page for part in ("<script", "<link", " src="))
+    assert (
+        "<svg" in page
+        and "tk.apply(plan, model)" in page
+        and not any(part in page for part in ("<script", "<link", " src="))
+    )
     with pytest.raises(tk.errors.SaveError):
         tk.plot(measured, tmp_path / "sweep.txt")
 

@@ -23,7 +23,11 @@ _FIGURES = (".png", ".svg", ".pdf")
 
 
 def plot(
-    history: Historic | Advice, path: str | os.PathLike[str] | None = None, *, diagnosis: Diagnosis | None = None, **known: Any
+    history: Historic | Advice,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    diagnosis: Diagnosis | None = None,
+    **known: Any,
 ) -> Any:
     """Draw learning curves: training and validation, the gap, the best epoch, freeze phases, snapshots, the verdict.
 

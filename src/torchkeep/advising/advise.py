@@ -11,7 +11,7 @@ import msgspec
 from torch import nn
 
 from ..core.advice import Advice
-from ..core.live import named_parameters, unwrapped
+from ..core.live import unwrapped
 from ..core.transfer import Candidate, Examples, Recipe
 from ..errors import DataError
 from ..examples import check_examples, read_examples
@@ -72,15 +72,16 @@ def advise(
         LoadError: the weights do not fit.
         MissingDependencyError: a sweep needs Optuna, and it is not installed.
     """
+    if not sweep and (folder is not None or candidates is not None):
+        raise ValueError("folder= and candidates= are for a sweep: pass sweep=True")
     data = examples if isinstance(examples, Examples) else read_examples(examples, size=size)
     check_examples(data)
     net, known = _made(model, weights, old_labels)
     steps = fit_input(net, data)
     check_examples(data, net)
-    total = sum(parameter.numel() for parameter in {id(one): one for _, one in named_parameters(net)}.values())
-    extent = Size.of(data.counts, total)
     facts = survey(net, data, old_labels=known)
     alike = similarity(net, data, old_labels=known, seed=seed)
+    extent = Size.of(facts.counts, facts.parameters)
     scenario = scenario_of(extent, alike.verdict)
     why = textbook(scenario, extent, alike.verdict)
     recipe = recipe or recipe_for(data)

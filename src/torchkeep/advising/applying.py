@@ -75,6 +75,8 @@ def apply(plan: TransferPlan, model: nn.Module, *, seed: int | None = None) -> A
         SurgeryError: a step does not apply, or the model has a plan already.
         SelectorError: a selector of the freeze spec chooses nothing. In either case the model is untouched.
     """
+    if not isinstance(plan, TransferPlan):
+        raise SurgeryError(f"the first argument is a {type(plan).__name__}, not a plan", hint="tk.apply(plan, model)")
     model = target_of(model)
     if plan_in(history(model)) is not None:
         raise SurgeryError(

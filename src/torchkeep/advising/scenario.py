@@ -57,7 +57,9 @@ class Size:
 
     def __str__(self) -> str:
         word = "small" if self.small else "large"
-        figures = f"{self.per_class:g} examples in the median class, {human_count(self.per_example)} parameters an example"
+        figures = (
+            f"{self.per_class:g} examples in the median class, {human_count(self.per_example)} parameters an example"
+        )
         return f"{word}: {figures} (small is below {PER_CLASS}, or above {human_count(PER_EXAMPLE)})"
 
 

@@ -19,15 +19,15 @@ def advise(
     model: Annotated[
         str, typer.Option("--model", help="What makes the model: package.module:factory, or file.py:factory.")
     ],
-    data: Annotated[
-        str, typer.Option("--data", help="Folder of images, x.npz, sklearn:digits, or module:dataset.")
-    ],
+    data: Annotated[str, typer.Option("--data", help="Folder of images, x.npz, sklearn:digits, or module:dataset.")],
     weights: Annotated[str | None, typer.Option("--weights", help="Its pretrained weights, loaded whole.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure the ways of training: minutes.")] = False,
     folder: Annotated[Path | None, typer.Option("--folder", help="Keep the trials here; a sweep goes on.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of a candidate, at most.")] = 5,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of each training.")] = None,
-    size: Annotated[int | None, typer.Option("--size", min=1, help="Pixels that images are made wide and high.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Pixels that images are made wide and high.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Write the plan here (.yaml).")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything here.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write the figure here (.png, .svg, .pdf).")] = None,

@@ -85,4 +85,3 @@ class Advice:
 
     def __str__(self) -> str:
         return "\n\n".join([*map(str, self.tables()), "\n".join(self.go_on())])
-

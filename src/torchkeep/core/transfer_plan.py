@@ -3,6 +3,7 @@
 # torchkeep transfer plan
 scenario: feature-extractor
 name: head
+start: pretrained
 surgery:
 - {verb: resize_head, name: classifier, classes: 10}
 freeze:
@@ -71,15 +72,15 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         return " ".join(part for part in (self.verb, where, said) if part)
 
 
-class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What to change, what to start from, what to train when, at which rates: `tk.apply(plan, model)` does it.
 
     Attributes:
         scenario: the case that model and data are, as in `SCENARIOS`.
         name: what this way of training is called among the candidates, e.g. `lp-ft`.
-        freeze: what is trained in which epochs, with the rates of parameter groups relative to that of the recipe.
-        surgery: what is changed first, in order.
         start: from the pretrained weights, or from fresh ones.
+        surgery: what is changed first, in order.
+        freeze: what is trained in which epochs, with the rates of parameter groups relative to that of the recipe.
         recipe: epochs, batch, base learning rate and weight decay.
         augmentation: what to do to the examples, in sentences.
         budget: what training costs, in sentences.
@@ -87,10 +88,10 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     scenario: Scenario
-    freeze: FreezeSpec
     name: str = ""
-    surgery: list[Step] = []
     start: Start = "pretrained"
+    surgery: list[Step] = []
+    freeze: FreezeSpec
     recipe: Recipe = Recipe()
     augmentation: list[str] = []
     budget: list[str] = []
@@ -104,7 +105,9 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_recipe(self.recipe)
         begins = sum(phase.epochs or 0 for phase in self.freeze.phases[:-1])
         if begins >= self.recipe.epochs:
-            raise ValueError(f"the last phase begins in epoch {begins}, from 0, and there are {self.recipe.epochs} epochs")
+            raise ValueError(
+                f"the last phase begins in epoch {begins}, from 0, and there are {self.recipe.epochs} epochs"
+            )
         if self.start == "scratch" and not any(phase.train in ("*", ["*"]) for phase in self.freeze.phases):
             raise ValueError("start is 'scratch' and no phase trains '*': fresh weights would never be trained")
 
@@ -160,7 +163,9 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def trained(spec: FreezeSpec) -> str:
     """What a spec trains, phase after phase, in words."""
-    words = ("everything" if str(one.selector) == "*" else shorten(map(repr, one.selector.texts), 3) for one in spec.phases)
+    words = (
+        "everything" if str(one.selector) == "*" else shorten(map(repr, one.selector.texts), 3) for one in spec.phases
+    )
     return ", then ".join(words)
 
 
