@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .core.live import module_at, named_parameters, unwrapped
 from .core.registry import make_part
+from .core.survey import Stem
 from .core.table import shorten
 from .core.tensors import TensorSpec
 from .core.transfer import Examples
@@ -95,7 +95,7 @@ def tried(model: nn.Module, examples: Examples) -> torch.Tensor:
     Raises:
         DataError: it cannot take them; the message says what it takes and what it gets.
     """
-    inputs = few(examples).inputs
+    inputs, model = few(examples).inputs, unwrapped(model)
     try:
         with undisturbed(model):
             scores = logits_of(model, on_device_of(model, inputs))
@@ -138,24 +138,7 @@ def on_device_of(model: nn.Module, inputs: Any) -> Any:
     return mapped(inputs, lambda tensor: tensor.clone() if place is None else tensor.to(place, copy=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Takes:
-    """What the first layer of a model takes.
-
-    Attributes:
-        name: of the layer.
-        kind: its class.
-        what: `channels`, `features`, `tokens`, or empty where its class does not say.
-        count: of these; 0 where its class does not say.
-    """
-
-    name: str
-    kind: str
-    what: str = ""
-    count: int = 0
-
-
-def first_layer(model: nn.Module, example: Any = None) -> Takes | None:
+def first_layer(model: nn.Module, example: Any = None) -> Stem | None:
     """The first layer and what it takes, by what is called if an example is given; None where nothing is learned."""
     try:
         name = stem_of(model, example)
@@ -163,14 +146,14 @@ def first_layer(model: nn.Module, example: Any = None) -> Takes | None:
         return None
     layer = module_at(model, name)
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
-        return Takes(name, type(layer).__name__)
+        return Stem(name, type(layer).__name__)
     if isinstance(layer, CONVS):
-        return Takes(name, type(layer).__name__, "channels", layer.in_channels)
+        return Stem(name, type(layer).__name__, "channels", layer.in_channels)
     if isinstance(layer, nn.Linear):
-        return Takes(name, type(layer).__name__, "features", layer.in_features)
+        return Stem(name, type(layer).__name__, "features", layer.in_features)
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return Takes(name, type(layer).__name__, "tokens", layer.num_embeddings)
-    return Takes(name, type(layer).__name__)
+        return Stem(name, type(layer).__name__, "tokens", layer.num_embeddings)
+    return Stem(name, type(layer).__name__)
 
 
 def _unknown(source: Any, parts: list[Dataset]) -> DataError:
