@@ -124,7 +124,7 @@ def few(examples: Examples) -> Examples:
     places = {0, min(1, len(examples) - 1)}
     for tensor in examples.tensors.values():
         if not tensor.is_floating_point() and not tensor.is_complex():
-            flat = tensor.flatten(1)
+            flat = tensor.reshape(len(tensor), -1)
             places |= {int(flat.amax(dim=1).argmax()), int(flat.amin(dim=1).argmin())}
     return examples.take(torch.tensor(sorted(places)))
 
@@ -216,19 +216,14 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
         raise DataError(f"{_called(name)} have shape {list(tensor.shape)}: nothing in each", hint="look at the data")
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
-    for start in range(0, len(tensor), 256):
-        wrong = ~torch.isfinite(tensor[start : start + 256]).flatten(1).all(dim=1)
-        if bool(wrong.any()):
-            place = start + int(wrong.int().argmax())
-            kind = "NaN" if bool(tensor[place].isnan().any()) else "an infinite number"
-            count = sum(
-                int((~torch.isfinite(tensor[at : at + 256]).flatten(1).all(dim=1)).sum())
-                for at in range(0, len(tensor), 256)
-            )
-            raise DataError(
-                f"example {place} has {kind} in {_called(name)}; {count:,} of {len(tensor):,} examples have such",
-                hint="leave them out, or fill what is missing",
-            )
+    finite = [torch.isfinite(some).reshape(len(some), -1).all(dim=1) for some in tensor.split(256)]
+    wrong = (~torch.cat(finite)).nonzero().flatten()
+    if len(wrong):
+        kind = "NaN" if bool(tensor[wrong[0]].isnan().any()) else "an infinite number"
+        raise DataError(
+            f"example {int(wrong[0])} has {kind} in {_called(name)}; {len(wrong):,} of {len(tensor):,} examples have such",
+            hint="leave them out, or fill what is missing",
+        )
 
 
 def _called(name: str) -> str:

@@ -147,7 +147,7 @@ class Survey:
             ("old labels", self._overlap()),
             (
                 "parameters",
-                f"{human_count(self.parameters)}, {human_count(self.parameters_per_example)} for each example",
+                f"{human_count(self.parameters)}, {_ratio(self.parameters_per_example)} for each example",
             ),
             ("more data", self.growth.message if self.growth else ""),
         )
@@ -181,4 +181,8 @@ class Survey:
 
 
 def _amount(stem: Stem) -> str:
-    return f" of {stem.count:,} {stem.what}" if stem.what else ""
+    return f" of {stem.count:,} {stem.what.removesuffix('s') if stem.count == 1 else stem.what}" if stem.what else ""
+
+
+def _ratio(value: float) -> str:
+    return human_count(value) if value >= 10 else f"{value:.2g}"

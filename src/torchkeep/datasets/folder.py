@@ -29,7 +29,7 @@ class ImageFolder:
 
     def reads(self, source: Any) -> bool:
         """Any folder."""
-        return isinstance(source, (str, os.PathLike)) and Path(source).expanduser().is_dir()
+        return isinstance(source, (str, os.PathLike)) and source != "" and Path(source).expanduser().is_dir()
 
     def read(self, source: Any, *, size: Size | None, limit: int | None) -> Examples:
         """Images as float32, 0 to 1: [n, 1, h, w] where all are grey, else [n, 3, h, w]."""
