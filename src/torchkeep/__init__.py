@@ -42,13 +42,17 @@ from .core.retention import KeepEvery as keep_every
 from .core.retention import KeepLast as keep_last
 from .core.retention import KeepTagged as keep_tagged
 from .core.source import Source as Source
+from .core.survey import Survey as Survey
 from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
+from .core.transfer import Examples as Examples
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.transfer_plan import TransferPlan as TransferPlan
 from .core.version import __version__ as __version__
 from .diagnosing import diagnose as diagnose
+from .examples import check_examples as check_examples
+from .examples import read_examples as read_examples
 from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
@@ -92,6 +96,7 @@ from .sizing import can_overfit as can_overfit
 from .sizing import capacity as capacity
 from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
+from .surveying import survey as survey
 from .verifying import verify as verify
 
 __all__ = [
@@ -102,6 +107,7 @@ __all__ = [
     "Diagnosis",
     "DiffReport",
     "EarlyStopping",
+    "Examples",
     "ExportReport",
     "Finding",
     "FreezeSpec",
@@ -119,6 +125,7 @@ __all__ = [
     "Setting",
     "Skeleton",
     "Source",
+    "Survey",
     "TensorSpec",
     "TransferPlan",
     "__version__",
@@ -131,6 +138,7 @@ __all__ = [
     "audit",
     "can_overfit",
     "capacity",
+    "check_examples",
     "convert",
     "criteria",
     "devices",
@@ -163,6 +171,7 @@ __all__ = [
     "plan_of",
     "plot",
     "prove_resume",
+    "read_examples",
     "read_histories",
     "read_history",
     "read_plan",
@@ -178,6 +187,7 @@ __all__ = [
     "strip",
     "structural",
     "surgery",
+    "survey",
     "to_json",
     "unfreeze",
     "verify",

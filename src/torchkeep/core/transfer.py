@@ -11,6 +11,8 @@ import msgspec
 import torch
 
 from .freezespec import FreezeSpec, Phase
+from .table import Table, shorten
+from .tensors import TensorSpec
 
 Start = Literal["pretrained", "scratch"]
 SIMILAR, DIFFERENT, AMBIGUOUS = "similar", "different", "ambiguous"
@@ -56,6 +58,29 @@ class Examples:
     def counts(self) -> tuple[int, ...]:
         """How many examples each class has."""
         return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The inputs by name; of a single one the name is empty."""
+        return {"": self.inputs} if isinstance(self.inputs, torch.Tensor) else self.inputs
+
+    @property
+    def shape(self) -> str:
+        """The inputs of one example: `float32[1, 8, 8]`, or several by name."""
+        specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in self.tensors.items()}
+        return ", ".join(f"{name} {spec}".strip() for name, spec in specs.items())
+
+    def table(self) -> Table:
+        """What there is of it."""
+        facts = (
+            ("examples", f"{len(self):,}"),
+            ("classes", f"{len(self.classes):,}: {shorten(self.classes)}"),
+            ("inputs", f"{self.shape} each"),
+        )
+        return Table(self.title or "examples", facts, notes=self.notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
