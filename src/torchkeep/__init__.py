@@ -43,12 +43,16 @@ from .core.retention import KeepLast as keep_last
 from .core.retention import KeepTagged as keep_tagged
 from .core.source import Source as Source
 from .core.survey import Survey as Survey
+from .core.sweep_report import SweepReport as SweepReport
 from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
+from .core.transfer import Candidate as Candidate
 from .core.transfer import Examples as Examples
+from .core.transfer import Recipe as Recipe
+from .core.transfer import Stage as Stage
+from .core.transfer_plan import TransferPlan as TransferPlan
 from .core.tree import Global as Global
 from .core.tree import Record as Record
-from .core.transfer_plan import TransferPlan as TransferPlan
 from .core.version import __version__ as __version__
 from .diagnosing import diagnose as diagnose
 from .examples import check_examples as check_examples
@@ -97,12 +101,14 @@ from .sizing import capacity as capacity
 from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
 from .surveying import survey as survey
+from .sweeping import sweep as sweep
 from .verifying import verify as verify
 
 __all__ = [
     "VERDICTS",
     "About",
     "Advice",
+    "Candidate",
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
@@ -117,6 +123,7 @@ __all__ = [
     "LoadReport",
     "Parent",
     "Phase",
+    "Recipe",
     "Record",
     "Run",
     "SaveHandle",
@@ -125,7 +132,9 @@ __all__ = [
     "Setting",
     "Skeleton",
     "Source",
+    "Stage",
     "Survey",
+    "SweepReport",
     "TensorSpec",
     "TransferPlan",
     "__version__",
@@ -188,6 +197,7 @@ __all__ = [
     "structural",
     "surgery",
     "survey",
+    "sweep",
     "to_json",
     "unfreeze",
     "verify",
