@@ -14,10 +14,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from models import TinyNet
 from torch import nn
 
 import torchkeep as tk
+from models import TinyNet
 from torchkeep.advising.planning import augmentation_for, candidate_for
 from torchkeep.advising.scenario import Size, scenario_of
 from torchkeep.cli.app import main
@@ -378,14 +378,14 @@ def test_the_lines_to_go_on_run(
         optimizer.step()
 
     space = {"tk": tk, "torch": torch, "make_model": digits_net, "advice": measured, "train_one_epoch": train_one_epoch}
-    exec("\n".join(measured.go_on()), space)
+    exec("\n".join(measured.go_on()), space)  # noqa: S102 - our own lines
     assert tk.plan_of("runs/transfer") == measured.plan == tk.plan_of(space["model"])
     assert len(tk.Run("runs/transfer").snapshots) == 4
 
 
 def test_the_stem_is_adapted_to_the_channels(high: Examples) -> None:
     advice = tk.advise(lambda: digits_net(channels=3), high)
-    assert [str(step) for step in advice.plan.surgery][0] == "adapt_input 0 channels=1"
+    assert str(advice.plan.surgery[0]) == "adapt_input 0 channels=1"
     model = digits_net(channels=3)
     tk.apply(advice.plan, model)
     assert model(high.inputs[:2]).shape == (2, 5)

@@ -144,6 +144,5 @@ def budget_for(candidate: Candidate, model: nn.Module, examples: Examples, recip
     held = max(1, round(0.3 * len(examples)))
     return [
         f"{steps:,} steps that train up to {human_count(most)} of {human_count(total)} parameters",
-        f"with 30 % held out, one accuracy is uncertain by up to {50 / math.sqrt(held):.1f} points (a standard error): "
-        "compare over several seeds",
+        f"with 30 % held out one accuracy is uncertain by {50 / math.sqrt(held):.1f} points: compare several seeds",
     ]

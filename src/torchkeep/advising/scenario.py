@@ -1,9 +1,9 @@
 """The rule of thumb of the textbooks: small or large data, similar or different from those of the pretraining.
 
-The four cases are those of the usual two by two table. Stanford's CS231n notes say the same of similar data; for a small
-set that is different they put a linear classifier on earlier activations, where others freeze the first blocks and
-retrain the rest, and for a large one that is different they add that pretrained weights are often still the better start.
-No textbook says what small is; `PER_CLASS` and `PER_EXAMPLE` are ours.
+The four cases are those of the usual two by two table. Stanford's CS231n notes say the same of similar data. For a
+small set that is different they put a linear classifier on earlier activations, where others freeze the first blocks
+and retrain the rest; for a large one they add that pretrained weights are often still the better start. No textbook says
+what small is: `PER_CLASS` and `PER_EXAMPLE` are ours.
 """
 
 from __future__ import annotations
