@@ -127,7 +127,7 @@ class TestFolder:
     def test_a_size_covers_and_keeps_the_middle(self, tmp_path: Path) -> None:
         two_classes(tmp_path)
         striped = Image.new("L", (12, 4))
-        striped.paste(255, (4, 0, 8, 4))
+        striped.paste(255, (3, 0, 9, 4))
         striped.save(tmp_path / "cat" / "striped.png")
         examples = tk.read_examples(tmp_path, size=2)
         assert examples.inputs.shape == (7, 1, 2, 2) and examples.inputs[3].mean() > 0.9

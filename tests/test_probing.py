@@ -86,6 +86,14 @@ def test_a_class_that_nobody_has_seen_is_never_right() -> None:
     assert not hits[6] and hits.dtype is torch.bool
 
 
+def test_the_number_of_threads_is_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    probe_accuracy(*clouds(30, 4, 1.0))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
 def test_one_example_is_too_few() -> None:
     with pytest.raises(ValueError, match="1 examples cannot be divided into 5 folds"):
         probe_accuracy(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))

@@ -221,7 +221,7 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
     if len(wrong):
         kind = "NaN" if bool(tensor[wrong[0]].isnan().any()) else "an infinite number"
         raise DataError(
-            f"example {int(wrong[0])} has {kind} in {_called(name)}; {len(wrong):,} of {len(tensor):,} examples have such",
+            f"example {int(wrong[0])} has {kind} in {_called(name)}; {len(wrong):,} of {len(tensor):,} have such",
             hint="leave them out, or fill what is missing",
         )
 
