@@ -54,7 +54,8 @@ class Rows:
 
 def layout(like: torch.Tensor, dim: int | None, count: int) -> tuple[list[int], tuple[int, ...]]:
     """The order in which the dimensions of a tensor lie in memory, and the shape in that order for all examples."""
-    order = sorted(range(like.dim()), key=lambda place: (-int(like.stride(place)), place))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda place: (-strides[place], place))
     if dim is None:
         return order, (0,)
     return order, tuple(count if place == dim else like.shape[place] for place in order)
