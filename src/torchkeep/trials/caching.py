@@ -104,7 +104,7 @@ class Cache:
             examples: all of them.
             batch: how many the prefix is run on at a time: as many as in a step of training.
             limit: bytes that are kept in memory, at most.
-            folder: where more than that goes, as safetensors files; without one it is not kept.
+            folder: on the disk that takes more than that; without one it is not kept.
         """
         self.notes: list[str] = []
         self._examples, self._batch, self._limit, self._folder = examples, batch, limit, folder

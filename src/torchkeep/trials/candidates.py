@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from ..core.live import module_at, named_modules
+from ..core.live import module_at, named_modules, unwrapped
 from ..core.names import is_under
 from ..core.transfer import Candidate, Stage
 from ..freezing import DROPOUTS, NORMS, View
@@ -17,7 +17,7 @@ from ..freezing.view import numel
 BODY = 0.3  # rate of pretrained layers beside that of the fresh head
 
 
-def candidates_for(model: nn.Module, count: int = 4) -> list[Candidate]:
+def candidates_for(model: nn.Module, count: int = 4, *, head: str | None = None) -> list[Candidate]:
     """The head alone; the head and then all; the last stages; the first one; all; all from fresh weights.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 4))
@@ -30,10 +30,12 @@ def candidates_for(model: nn.Module, count: int = 4) -> list[Candidate]:
     Args:
         model: with its head.
         count: of stages, at most.
+        head: path of the head; the last layer that the model lists if None.
     """
-    *below, head = layers_of(model)
-    fast = {_exactly(path): 1.0 for path in head if any(True for _ in module_at(model, path).parameters())}
-    top = [_exactly(path) for path in head]
+    model = unwrapped(model)
+    *below, last = layers_of(model, head)
+    fast = {_exactly(path): 1.0 for path in last if any(True for _ in module_at(model, path).parameters())}
+    top = [_exactly(path) for path in last]
     whole = Candidate("full", [Stage("*", rate=BODY, rates=fast)])
     scratch = Candidate("scratch", [Stage("*")], start="scratch")
     stages = stages_of(below, count)
@@ -49,11 +51,11 @@ def candidates_for(model: nn.Module, count: int = 4) -> list[Candidate]:
     return [*found, whole, scratch]
 
 
-def layers_of(model: nn.Module) -> list[tuple[str, ...]]:
+def layers_of(model: nn.Module, head: str | None = None) -> list[tuple[str, ...]]:
     """The network from its stem to its head, each step as the paths of its modules.
 
     These are the steps of `View`, where layers that are only listed one after another are steps of their own. Dropout
-    that stands between two steps belongs to the latter.
+    that stands between two steps belongs to the latter. The step of `head`, if it is given, is the last.
     """
     view = View(model)
     steps: list[tuple[str, ...]] = []
@@ -73,6 +75,8 @@ def layers_of(model: nn.Module) -> list[tuple[str, ...]]:
             waiting = []
         elif isinstance(module, DROPOUTS) and not any(is_under(path, one) for one in inside):
             waiting.append(path)
+    if head is not None:
+        steps.sort(key=lambda step: any(is_under(head, path) for path in step))
     return steps
 
 
@@ -90,13 +94,13 @@ def stages_of(steps: Sequence[tuple[str, ...]], count: int) -> list[list[str]]:
     return [[path for step in steps[a:b] for path in step] for a, b in pairwise(bounds)]
 
 
-def cost_of(model: nn.Module, candidate: Candidate) -> tuple[float, int]:
+def cost_of(model: nn.Module, candidate: Candidate, head: str | None = None) -> tuple[float, int]:
     """What a candidate costs beside others, without a clock: how far gradients go, and how many parameters they train.
 
     The first figure is the share of the network's steps that have to be run and trained in each epoch, 0 to 1, a mean
     over the epochs: what is frozen below the first trained step is not.
     """
-    view, steps, work, trained = View(model), layers_of(model), 0.0, 0
+    view, steps, work, trained = View(model), layers_of(model, head), 0.0, 0
     total = sum(stage.share for stage in candidate.stages)
     for stage in candidate.stages:
         keys = view.chosen_parameters(stage.train)
