@@ -35,9 +35,11 @@ from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
 from .core.retention import KeepLast as keep_last
 from .core.retention import KeepTagged as keep_tagged
+from .core.similarity import Similarity as Similarity
 from .core.source import Source as Source
 from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
+from .core.transfer import Signal as Signal
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
@@ -79,6 +81,7 @@ from .running import local_store as local_store
 from .salvaging import salvage as salvage
 from .saving import save as save
 from .scanning import scan as scan
+from .sensing import similarity as similarity
 from .showing import show as show
 from .showing import to_json as to_json
 from .sizing import can_overfit as can_overfit
@@ -109,6 +112,8 @@ __all__ = [
     "SaveReport",
     "Selector",
     "Setting",
+    "Signal",
+    "Similarity",
     "Skeleton",
     "Source",
     "TensorSpec",
@@ -161,6 +166,7 @@ __all__ = [
     "save",
     "scan",
     "show",
+    "similarity",
     "sketch",
     "strip",
     "structural",
