@@ -41,6 +41,7 @@ from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
 from .core.retention import KeepLast as keep_last
 from .core.retention import KeepTagged as keep_tagged
+from .core.similarity import Similarity as Similarity
 from .core.source import Source as Source
 from .core.survey import Survey as Survey
 from .core.sweep_report import SweepReport as SweepReport
@@ -49,6 +50,7 @@ from .core.tensors import TensorSpec as TensorSpec
 from .core.transfer import Candidate as Candidate
 from .core.transfer import Examples as Examples
 from .core.transfer import Recipe as Recipe
+from .core.transfer import Signal as Signal
 from .core.transfer import Stage as Stage
 from .core.transfer_plan import TransferPlan as TransferPlan
 from .core.tree import Global as Global
@@ -94,6 +96,7 @@ from .running import local_store as local_store
 from .salvaging import salvage as salvage
 from .saving import save as save
 from .scanning import scan as scan
+from .sensing import similarity as similarity
 from .showing import show as show
 from .showing import to_json as to_json
 from .sizing import can_overfit as can_overfit
@@ -130,6 +133,8 @@ __all__ = [
     "SaveReport",
     "Selector",
     "Setting",
+    "Signal",
+    "Similarity",
     "Skeleton",
     "Source",
     "Stage",
@@ -192,6 +197,7 @@ __all__ = [
     "save",
     "scan",
     "show",
+    "similarity",
     "sketch",
     "strip",
     "structural",
