@@ -14,10 +14,11 @@ from ..core.advice import Advice
 from ..core.live import unwrapped
 from ..core.transfer import Candidate, Examples, Recipe
 from ..errors import DataError
-from ..examples import check_examples, read_examples
+from ..examples import check_examples, few, on_device_of, read_examples
 from ..loading import load_into
 from ..pointing import checkpoint_of
 from ..sensing import similarity
+from ..surgery import head_of
 from ..surgery.trial import kept_generators
 from ..surveying import survey
 from ..sweeping import recipe_for
@@ -79,6 +80,7 @@ def advise(
     net, known = _made(model, weights, old_labels)
     steps = fit_input(net, data)
     check_examples(data, net)
+    head = head_of(net, on_device_of(net, few(data).inputs))
     facts = survey(net, data, old_labels=known)
     alike = similarity(net, data, old_labels=known, seed=seed)
     extent = Size.of(facts.counts, facts.parameters)
@@ -86,14 +88,14 @@ def advise(
     why = textbook(scenario, extent, alike.verdict)
     recipe = recipe or recipe_for(data)
     recipe = recipe if epochs is None else msgspec.structs.replace(recipe, epochs=epochs)
-    report, chosen, budget = None, candidate_for(scenario, net), list[str]()
+    report, chosen, budget = None, candidate_for(scenario, net, head), list[str]()
     if sweep:
         report = measure(net, data, candidates=candidates, recipe=recipe, seeds=seeds, folder=folder, seed=seed)
         chosen, tried = report.plan, report[report.chosen]
         why.append(f"measured: {report.why}")
         budget.append(f"{tried.seconds / tried.trials:.1f} s here for a training on 70 % of the examples")
     with kept_generators(net):
-        steps.append(fit_head(net, data))
+        steps.append(fit_head(net, len(data.classes), head))
     plan = plan_for(chosen, scenario, net, data, recipe, small=extent.small, surgery=steps, why=why, budget=budget)
     return Advice(data.title or "examples", facts, alike, scenario, plan, report, _named(weights))
 

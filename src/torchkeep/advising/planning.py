@@ -16,7 +16,7 @@ from ..core.transfer_plan import SCENARIOS, Scenario, Step, TransferPlan
 from ..errors import DataError, SurgeryError
 from ..freezing import View
 from ..freezing.view import numel
-from ..surgery import adapt_input, head_of, resize_head, stem_of
+from ..surgery import adapt_input, resize_head, stem_of
 from ..surgery.layers import CONVS
 from ..trials.candidates import candidates_for
 from .scenario import Size
@@ -25,12 +25,12 @@ _BY_NAME = {"feature-extractor": "head", "from-scratch": "scratch", "fine-tune-a
 _UNEVEN = 3  # times as many examples in the most frequent class as in the rarest
 
 
-def candidate_for(scenario: Scenario, model: nn.Module) -> Candidate:
+def candidate_for(scenario: Scenario, model: nn.Module, head: str | None = None) -> Candidate:
     """The way of training that a case of the textbook means.
 
     It leaves open how many blocks are frozen: half of what lies below the head is taken.
     """
-    found = {one.name: one for one in candidates_for(model, count=2)}
+    found = {one.name: one for one in candidates_for(model, count=2, head=head)}
     wanted = _BY_NAME.get(scenario, "stage 2")
     return found.get(wanted, found["full"])  # a model that is all head has no others
 
@@ -62,16 +62,15 @@ def fit_input(model: nn.Module, examples: Examples) -> list[Step]:
     return [Step("adapt_input", name, channels=channels)]
 
 
-def fit_head(model: nn.Module, examples: Examples) -> Step:
-    """Give a model a fresh head with an output for each class; says how.
+def fit_head(model: nn.Module, classes: int, head: str) -> Step:
+    """Give a model a head with an output for each class; says how, to get a fresh one.
 
     Raises:
         SurgeryError: it cannot be exchanged.
     """
-    name, classes = head_of(model), len(examples.classes)
-    if resize_head(model, classes, name=name).changed:
-        return Step("resize_head", name, classes=classes)
-    return Step("reinitialise", name)
+    if resize_head(model, classes, name=head).changed:
+        return Step("resize_head", head, classes=classes)
+    return Step("reinitialise", head)
 
 
 def plan_for(

@@ -2,8 +2,8 @@
 
 The four cases are those of the usual two by two table. Stanford's CS231n notes say the same of similar data. For a
 small set that is different they put a linear classifier on earlier activations, where others freeze the first blocks
-and retrain the rest; for a large one they add that pretrained weights are often still the better start. No textbook says
-what small is: `PER_CLASS` and `PER_EXAMPLE` are ours.
+and retrain the rest; for a large one they add that pretrained weights are often still the better start.
+No textbook says what small is: `PER_CLASS` and `PER_EXAMPLE` are ours.
 """
 
 from __future__ import annotations
