@@ -114,7 +114,7 @@ def tried(model: nn.Module, examples: Examples) -> torch.Tensor:
     if not scores.is_meta and not bool(torch.isfinite(scores).all()):
         raise DataError(
             "the model gives NaN or infinite scores for examples that are finite",
-            hint="look at its weights: python -m torchkeep inspect FILE",
+            hint="look at the weights that were loaded",
         )
     return scores
 
