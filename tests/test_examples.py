@@ -421,7 +421,7 @@ class TestPairs:
 
     def test_sizes_of_whole_images(self) -> None:
         examples = tk.read_examples((torch.rand(2, 3, 8, 12), [0, 1]), size=4)
-        assert examples.inputs.shape == (2, 3, 4, 4) and "cut to their middle" in examples.notes[0]
+        assert examples.inputs.shape == (2, 3, 4, 4) and "8 x 12 images were brought to 4 x 4" in examples.notes[0]
         with pytest.raises(DataError, match="no images"):
             tk.read_examples("sklearn:iris", size=4)
 

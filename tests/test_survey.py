@@ -35,17 +35,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def digits() -> tk.Survey:
-    examples = tk.read_examples("sklearn:digits", limit=400)
+    examples = tk.read_examples("sklearn:digits", limit=200)
     return tk.survey(small(), examples, old_labels=[str(number) for number in range(10)])
 
 
 def test_the_facts_of_a_data_set_beside_a_model(digits: tk.Survey) -> None:
-    assert digits.examples == 400 == sum(digits.counts) and len(digits.classes) == 10
+    assert digits.examples == 200 == sum(digits.counts) and len(digits.classes) == 10
     assert digits.balance == min(digits.counts) / max(digits.counts) > 0.9
     assert digits.input == "float32[1, 8, 8]" and digits.channels == 1
     assert digits.stem is not None and (digits.stem.name, digits.stem.what, digits.stem.count) == ("0", "channels", 1)
     assert (digits.head, digits.outputs, digits.misfit) == ("4", 10, "")
-    assert digits.parameters == 8 * 9 + 8 + 16 + 2890 and digits.parameters_per_example == digits.parameters / 400
+    assert digits.parameters == 8 * 9 + 8 + 16 + 2890 and digits.parameters_per_example == digits.parameters / 200
     assert digits.overlap == {str(number): number for number in range(10)}
     assert digits.duplicates == 0 and digits.same == ()
 
@@ -53,16 +53,16 @@ def test_the_facts_of_a_data_set_beside_a_model(digits: tk.Survey) -> None:
 def test_a_table_text_and_json(digits: tk.Survey) -> None:
     text = str(digits)
     for part in (
-        "400 in 10 classes",
+        "200 in 10 classes",
         "Conv2d of 1 channel",
         "10 of 10 classes are among them",
         "probe's accuracy",
-        "80 ",
+        "40 ",
     ):
         assert part in text
     assert len(digits.table().rows) == 3
     facts = json.loads(json.dumps(tk.to_json(digits)))
-    assert facts["growth"]["points"][2]["examples"] == 320 and facts["stem"]["kind"] == "Conv2d"
+    assert facts["growth"]["points"][2]["examples"] == 160 and facts["stem"]["kind"] == "Conv2d"
     assert facts["overlap"]["3"] == 3 and facts["parameters_per_example"] > 0
 
 
@@ -194,7 +194,7 @@ class TestHead:
     def test_no_layer_that_learns_is_no_head(self) -> None:
         examples = tk.Examples(torch.rand(40, 4), torch.arange(40) % 4, tuple("abcd"))
         seen = tk.survey(nn.Softmax(dim=1), examples)
-        assert seen.growth is None and seen.stem is None and seen.head == "" and seen.parameters == 0
+        assert seen.growth is None and seen.stem is None and seen.head is None and seen.parameters == 0
         assert any("cannot be estimated" in note for note in seen.notes)
 
     def test_features_that_are_no_numbers_say_so(self) -> None:
@@ -223,11 +223,9 @@ class TestGrowth:
         assert few.points[0].accuracy < few.points[2].accuracy and few.runs == 20
 
     def test_a_strong_gain_is_seen(self) -> None:
-        draw = torch.Generator().manual_seed(1)
-        inputs, labels = torch.randn(400, 60, generator=draw), torch.arange(400) % 2
-        inputs[:, :40] += 0.15 * (2 * labels[:, None] - 1)
-        growth = tk.survey(nn.Linear(60, 2), (inputs, labels)).growth
+        growth = tk.survey(nn.Linear(100, 8), clouds(800, 0.3, classes=8, width=100)).growth
         assert growth is not None and growth.gain > 0.02 and growth.says == HELPS, growth
+        assert "more data helps" in growth.message
 
     def test_labels_by_chance_are_at_chance_and_not_said_to_profit(self) -> None:
         examples = clouds(200, 3.0)
@@ -243,7 +241,7 @@ class TestGrowth:
     def test_two_standard_errors_hold_the_truth_most_of_the_time(self) -> None:
         fresh = clouds(4000, 0.8, seed=12345)
         held, held_gain = 0, 0
-        for seed in range(24):
+        for seed in range(16):
             examples = clouds(100, 0.8, seed)
             growth = tk.survey(nn.Linear(12, 4), examples).growth
             assert growth is not None
@@ -257,7 +255,7 @@ class TestGrowth:
             )  # fmt: skip
             held += abs(growth.points[2].accuracy - whole) <= 2 * growth.points[2].stderr
             held_gain += abs(growth.gain - (whole - half)) <= 2 * growth.stderr
-        assert held >= 19 and held_gain >= 19, (held, held_gain)
+        assert held >= 12 and held_gain >= 12, (held, held_gain)
 
     def test_too_few_examples_say_so(self) -> None:
         seen = tk.survey(nn.Linear(12, 4), clouds(19, 5.0))

@@ -114,7 +114,7 @@ def tried(model: nn.Module, examples: Examples) -> torch.Tensor:
     if not scores.is_meta and not bool(torch.isfinite(scores).all()):
         raise DataError(
             "the model gives NaN or infinite scores for examples that are finite",
-            hint="look at its weights: python -m torchkeep inspect FILE",
+            hint="look at the weights that were loaded",
         )
     return scores
 
@@ -269,10 +269,10 @@ def _remedy(model: nn.Module, examples: Examples) -> str:
             return f"leave out {shorten(unknown)}, or name them as the arguments of forward"
     if stem is not None and stem.what == "tokens":
         return f"give token numbers below {stem.count:,}, made by the tokenizer of the model"
-    if stem is not None and stem.kind == "Conv2d" and first.dim() == 4 and first.shape[1] != stem.count:
-        return f"tk.surgery.adapt_input(model, channels={first.shape[1]}), or bring the images to {stem.count} channels"
-    if stem is not None and stem.kind == "Conv2d" and first.dim() == 3:
+    if stem is not None and stem.kind.endswith("Conv2d") and first.dim() == 3:
         return "give images as [n, channels, height, width]: inputs[:, None] adds one channel"
+    if stem is not None and stem.what == "channels" and first.dim() > 2 and first.shape[1] != stem.count:
+        return f"tk.surgery.adapt_input(model, channels={first.shape[1]}), or bring the inputs to {stem.count} channels"
     wrong = next((one.dtype for _, one in named_parameters(model) if one.is_floating_point()), first.dtype)
     if first.is_floating_point() and wrong is not first.dtype:
         return f"bring both to one dtype, e.g. model.to({first.dtype})"

@@ -98,7 +98,7 @@ class Survey:
         channels: of images [n, channels, height, width] or volumes; None for other inputs.
         stem: the first layer of the model; None where the model has no parameters.
         misfit: why the model cannot take the examples as they are; empty where it can.
-        head: name of the layer that gives the scores; empty where there is none.
+        head: name of the layer that gives the scores, empty if that is the model itself; None where none was found.
         outputs: scores that the model gives; None where nothing says.
         overlap: class -> output of the old head, for classes that are among the old labels; None if these are unknown.
         parameters: elements, tied ones counted once.
@@ -121,7 +121,7 @@ class Survey:
     channels: int | None
     stem: Stem | None
     misfit: str
-    head: str
+    head: str | None
     outputs: int | None
     overlap: Mapping[str, int] | None
     parameters: int
@@ -143,7 +143,7 @@ class Survey:
             ("inputs", f"{self.input} each"),
             ("stem", f"{stem.name or '(itself)'}, {stem.kind}{_amount(stem)}" if stem else ""),
             ("misfit", self.misfit),
-            ("head", "" if self.outputs is None else f"{self.head or '(itself)'}, {self.outputs:,} outputs"),
+            ("head", self._head()),
             ("old labels", self._overlap()),
             (
                 "parameters",
@@ -152,7 +152,7 @@ class Survey:
             ("more data", self.growth.message if self.growth else ""),
         )
         return Table(
-            title=f"{self.title} for {self.model}",
+            title=f"{self.title or 'examples'} for {self.model}",
             facts=facts,
             columns=("learned from", "probe's accuracy", "standard error") if self.growth else (),
             rows=tuple(
@@ -163,6 +163,10 @@ class Survey:
 
     def _points(self) -> tuple[Reached, ...]:
         return self.growth.points if self.growth else ()
+
+    def _head(self) -> str:
+        name = "not found" if self.head is None else self.head or "(itself)"
+        return name if self.outputs is None else f"{name}, {self.outputs:,} outputs"
 
     def _duplicates(self) -> str:
         if not self.duplicates:

@@ -225,5 +225,7 @@ def _resized(tensor: torch.Tensor, called: str, size: Size, notes: list[str]) ->
     kept = [min(edge, max(1, round(goal / scale))) for edge, goal in zip((height, width), size, strict=True)]
     top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
     middle = tensor[:, :, top : top + kept[0], left : left + kept[1]]
-    notes.append(f"{height} x {width} images were cut to their middle and brought to {size[0]} x {size[1]}")
+    notes.append(
+        f"{height} x {width} images were brought to {size[0]} x {size[1]}: scaled to cover it, the middle kept"
+    )
     return functional.interpolate(middle, size=size, mode="bilinear", antialias=True)

@@ -33,7 +33,8 @@ def numbered(raw: Any, names: Sequence[str] | None = None) -> tuple[torch.Tensor
         classes = [str(name) for name in found]
         if names is None:
             return torch.from_numpy(places.astype(np.int64)), tuple(classes), notes
-        unknown = next((place for place, value in enumerate(values) if str(value) not in names), None)
+        known = set(names)
+        unknown = next((place for place, value in enumerate(values) if str(value) not in known), None)
         if unknown is not None:
             raise DataError(
                 f"the label of example {unknown} is {str(values[unknown])!r}, none of the {len(names)} classes",
