@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .threads import one_at_a_time
+
 _PENALTIES = torch.logspace(-6, 3, 19, dtype=torch.float64)  # times the mean squared singular value
 
 
@@ -48,6 +50,7 @@ def fold_numbers(labels: torch.Tensor, *, folds: int = 5, seed: int = 0) -> torc
     return number
 
 
+@one_at_a_time()
 def ridge_scores(features: torch.Tensor, labels: torch.Tensor, asked: torch.Tensor, classes: int) -> torch.Tensor:
     """Scores of a ridge regression to one-hot labels for the examples asked about: float64 [asked, classes].
 

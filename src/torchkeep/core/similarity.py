@@ -208,7 +208,8 @@ def compact(features: torch.Tensor) -> torch.Tensor:
 def _turn(width: int) -> torch.Tensor:
     """A random rotation, the same at every call."""
     drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q
+    turn: torch.Tensor = torch.linalg.qr(drawn).Q
+    return turn
 
 
 def even(things: Sequence[T], most: int) -> list[T]:
