@@ -52,7 +52,7 @@ def similarity(
         signals: names or instances of what to measure; None for all.
 
     Raises:
-        DataError: there are fewer than two classes or six examples, inputs that are not finite, or the model cannot take
+        DataError: there are fewer than two classes or six examples, inputs are not finite, or the model does not take
             them.
         SelectorError: the model has no module of a name in `blocks`.
         ValueError: there is no signal of a name.

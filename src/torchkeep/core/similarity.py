@@ -159,7 +159,8 @@ def verdict_of(signals: Iterable[Signal]) -> str:
 def gain(hits: torch.Tensor) -> tuple[float, float]:
     """What the pretrained weights add to an accuracy, and its standard error, paired example by example.
 
-    The error is that of the examples and that of the few copies, which are some of all that there could be.
+    The error is that of the examples, and that of the copies: by how much one draw of fresh weights differs from the
+    mean of a few others.
 
     Args:
         hits: float64 [1 + copies, examples], 0 or 1; the model comes first.
@@ -168,7 +169,7 @@ def gain(hits: torch.Tensor) -> tuple[float, float]:
     paired = hits[0] - copies.mean(dim=0)
     variance = float(paired.var(correction=0)) / max(1, hits.shape[1] - 1)
     if len(copies) > 1:
-        variance += float(copies.mean(dim=1).var()) / len(copies)
+        variance += float(copies.mean(dim=1).var()) * (1 + 1 / len(copies))
     return float(paired.mean()), math.sqrt(variance)
 
 
@@ -208,7 +209,8 @@ def compact(features: torch.Tensor) -> torch.Tensor:
 def _turn(width: int) -> torch.Tensor:
     """A random rotation, the same at every call."""
     drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q
+    turn: torch.Tensor = torch.linalg.qr(drawn).Q
+    return turn
 
 
 def even(things: Sequence[T], most: int) -> list[T]:

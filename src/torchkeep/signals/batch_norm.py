@@ -31,9 +31,7 @@ class BatchNormShift:
         spreads = [_spread(one) for one in seen.norms]
         value, low, high = (float(shifts.quantile(share)) for share in (0.5, 0.1, 0.9))
         says = SIMILAR if high < _NEAR else DIFFERENT if low > _FAR else AMBIGUOUS
-        message = (
-            f"channels moved by {value:.2g} standard deviations in the middle layer, {high:.2g} in the ones moved most"
-        )
+        message = f"channels moved by {value:.2g} standard deviations in the middle layer, by {high:.2g} where most"
         if says == DIFFERENT:
             message += "; are the inputs scaled as they were for the pretraining?"
         layers = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..core.similarity import Seen, compact, signal_of_gain
-from ..core.transfer import Signal
+from ..core.transfer import AMBIGUOUS, DIFFERENT, Signal
 
 
 class OldAnswers:
@@ -13,6 +15,7 @@ class OldAnswers:
 
     The head keeps of the features what its own classes need. A probe that finds the new classes in that little, where
     in as much of a random network it does not, shows that both tasks ask for the same things, whatever their names.
+    That it does not find them shows nothing: features may have what the old head throws away, and a head may be fresh.
     """
 
     code = "old-answers"
@@ -23,4 +26,5 @@ class OldAnswers:
         if len(answers) < len(seen.nets) or len(answers) < 2:
             return None
         hits = torch.stack([seen.probed(compact(one)) for one in answers])
-        return signal_of_gain(self.code, hits, "a probe on what the old head says", 1.0)
+        found = signal_of_gain(self.code, hits, "a probe on what the old head says", 0.5)
+        return replace(found, says=AMBIGUOUS) if found.says == DIFFERENT else found

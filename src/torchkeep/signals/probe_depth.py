@@ -11,8 +11,8 @@ from ..core.transfer import AMBIGUOUS, Signal
 class ProbeDepth:
     """At which block a linear probe is best, from 0, the first, to 1, the last; the interval has what is no worse.
 
-    A hint where to cut or what to freeze. It counts nothing in the verdict: blocks differ in how many features they have,
-    and with fresh weights there is a best one too.
+    A hint where to cut or what to freeze. It counts nothing in the verdict: blocks differ in how many features they
+    have, and with fresh weights there is a best one too.
     """
 
     code = "probe-depth"

@@ -77,4 +77,4 @@ def _share(hits: torch.Tensor) -> tuple[float, float, float]:
     count, value = len(hits), float(hits.mean())
     middle = (value + SURE**2 / (2 * count)) / (1 + SURE**2 / count)
     half = SURE * math.sqrt(value * (1 - value) / count + SURE**2 / (4 * count**2)) / (1 + SURE**2 / count)
-    return value, middle - half, middle + half
+    return value, max(0.0, middle - half), min(1.0, middle + half)
