@@ -125,12 +125,10 @@ def check_usable(examples: Examples, model: nn.Module) -> None:
         DataError: there are too few, or of one class; labels are out of range; inputs are no numbers; the model fails.
     """
     title = examples.title or "the data set"
-    labels = examples.labels
-    if labels.dtype is not torch.int64 or (
-        len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(examples.classes)
-    ):
+    labels, classes = examples.labels, len(examples.classes)
+    if labels.dtype is not torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
         raise DataError(
-            f"the labels of {title} are not int64 from 0 to {len(examples.classes) - 1}",
+            f"the labels of {title} are not int64 from 0 to {classes - 1}",
             hint="number the classes from 0",
         )
     if sum(count > 1 for count in examples.counts) < 2:
