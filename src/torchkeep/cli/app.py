@@ -12,6 +12,7 @@ import torchkeep as tk
 
 from . import (
     about,
+    advise,
     average,
     cast,
     convert,
@@ -83,6 +84,7 @@ app.command()(prune.prune)
 app.command()(gc.gc)
 app.command()(tag.tag)
 app.command()(doctor.doctor)
+app.command()(advise.advise)
 app.command()(prove_resume.prove_resume)
 app.command()(demo.demo)
 

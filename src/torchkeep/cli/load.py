@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +9,7 @@ import typer
 
 import torchkeep as tk
 
+from .finding import made_by
 from .output import AsJson, answer
 
 
@@ -58,17 +56,7 @@ def load(
     if out is not None and (dry_run or out.suffix != ".safetensors"):
         why = "nothing is loaded with --dry-run" if dry_run else f"{out} does not end in .safetensors"
         raise typer.BadParameter(why, param_hint="--out")
-    try:
-        model = _factory(into)()
-    except (typer.BadParameter, tk.errors.TorchkeepError):
-        raise
-    except Exception as error:
-        raise tk.errors.LoadError(
-            f"{into} failed: {type(error).__name__}: {error}",
-            hint="it is called without arguments; call it in Python to see where it fails",
-        ) from error
-    if not hasattr(model, "state_dict"):
-        raise typer.BadParameter(f"{into!r} made a {type(model).__name__}, which is no module", param_hint="--into")
+    model = made_by(into, "--into")
     if strip:
         named["rules"] = [*map(tk.strip, strip), "exact", "prefixes"]
     planned = tk.plan_load(model, file, **named) if dry_run or save_plan else None
@@ -111,34 +99,3 @@ def _required(texts: list[str] | None) -> Any:
         if not 0 <= shares[name or "*"] <= 1:
             raise typer.BadParameter(f"{share} is not between 0 and 1", param_hint="--require")
     return shares.get("*") if shares.keys() == {"*"} else shares or None
-
-
-def _factory(spec: str) -> Any:
-    place, _, name = spec.partition(":")
-    if not place or not name:
-        raise typer.BadParameter(
-            f"{spec!r} is not of the form package.module:factory or file.py:factory", param_hint="--into"
-        )
-    try:
-        module = _module(place)
-    except (ImportError, OSError) as error:
-        raise typer.BadParameter(f"{place!r} cannot be imported: {error}", param_hint="--into") from error
-    found = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise typer.BadParameter(f"{place!r} has nothing callable named {name!r}", param_hint="--into")
-    return found
-
-
-def _module(place: str) -> Any:
-    if not place.endswith(".py"):
-        sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(f"into_{Path(place).stem}", place)  # never in place of another
-    if spec is None or spec.loader is None:
-        raise ImportError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

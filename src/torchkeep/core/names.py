@@ -195,6 +195,11 @@ def _meaning(word: str) -> str | re.Pattern[str] | tuple[str, int]:
     return word
 
 
+def selection_of(path: str) -> str:
+    """The selector, as text, of a module of this path and of all below it, whatever characters are in it."""
+    return path if re.fullmatch(r"[\w.-]+", path) else rf"re:\A{re.escape(path)}(?:\.|\Z)"
+
+
 def _hit(atom: _Atom, name: str, blocks: Sequence[str]) -> bool:
     means = atom.means
     if isinstance(means, str):

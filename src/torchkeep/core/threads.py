@@ -5,12 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 
 THREADS = min(4, os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let torch compute on one thread inside, e.g. with small matrices: several take longer, and round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def side_by_side(work: Callable[[T], object], items: Iterable[T], threads: int = THREADS) -> None:

@@ -11,6 +11,8 @@ import msgspec
 import torch
 
 from .freezespec import FreezeSpec, Phase
+from .table import Table, shorten
+from .tensors import TensorSpec
 
 Start = Literal["pretrained", "scratch"]
 SIMILAR, DIFFERENT, AMBIGUOUS = "similar", "different", "ambiguous"
@@ -57,6 +59,29 @@ class Examples:
         """How many examples each class has."""
         return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
 
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The inputs by name; of a single one the name is empty."""
+        return {"": self.inputs} if isinstance(self.inputs, torch.Tensor) else self.inputs
+
+    @property
+    def shape(self) -> str:
+        """The inputs of one example: `float32[1, 8, 8]`, or several by name."""
+        specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in self.tensors.items()}
+        return ", ".join(f"{name} {spec}".strip() for name, spec in specs.items())
+
+    def table(self) -> Table:
+        """What there is of it."""
+        facts = (
+            ("examples", f"{len(self):,}"),
+            ("classes", f"{len(self.classes):,}: {shorten(self.classes)}"),
+            ("inputs", f"{self.shape} each"),
+        )
+        return Table(self.title or "examples", facts, notes=self.notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One stretch of a way of training.
@@ -65,12 +90,14 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         train: selector of what is trained, as in `Phase`.
         share: of the epochs.
         rate: learning rate relative to the base rate of the recipe.
+        rates: selector -> another relative rate for what it chooses; the first one counts.
         layer_decay: as in `Phase`.
     """
 
     train: str | list[str]
     share: float = 1.0
     rate: float = 1.0
+    rates: dict[str, float] = {}
     layer_decay: float = 1.0
 
 
@@ -96,7 +123,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
             if count < 1:
                 continue  # fewer epochs than stages: the first ones go without
             left -= count
-            rates: dict[str, float | str] = {} if stage.rate == 1 else {"*": stage.rate}
+            rates: dict[str, float | str] = {**stage.rates, **({} if stage.rate == 1 else {"*": stage.rate})}
             phases.append(
                 Phase(stage.train, epochs=count if after else None, rates=rates, layer_decay=stage.layer_decay)
             )

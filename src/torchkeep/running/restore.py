@@ -22,6 +22,7 @@ from ..core.report import LoadReport
 from ..errors import CorruptCheckpointError, IncompatibleCheckpointError
 from ..freezing import freeze_state, restore_freeze
 from ..rules.exact import Exact
+from ..surgery.recording import adopt
 from .optimizers import Saved, check_order, fit, keeper, restore
 from .randomness import fits, generator_state, set_generator_state, set_random_state
 from .tracking import (
@@ -125,9 +126,9 @@ def frozen_of(body: Body) -> Frozen:
     return Frozen(tuple(part["held"]), still - buffers, state)
 
 
-def surgery_of(body: Body) -> tuple[Operation, ...]:
-    """What surgery had done to the model of a snapshot."""
-    return operations_from(tagged.decode(body.state["model"].get("surgery", [])))
+def surgery_of(body: Body, what: str = "model") -> tuple[Operation, ...]:
+    """What surgery had done to the model of a snapshot, and the plan that was applied to it."""
+    return operations_from(tagged.decode(body.state[what].get("surgery", [])))
 
 
 def optimizers_in(body: Body, lazy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -239,7 +240,7 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple
     still = frozenset(name for name, entry in entries.items() if not entry.requires_grad)
     gradients = {name: tensor for name, tensor in _gradients(body, tensors, what).items() if name in live}
     freeze, lost = _freeze(part, module)
-    origins = origins_in(body, what)
+    origins, surgery = origins_in(body, what), surgery_of(body, what)
     note = f"requires_grad of {len(flipped)} parameters was set as in the snapshot: {', '.join(flipped[:3])}"
 
     def apply() -> None:
@@ -247,6 +248,7 @@ def _module(body: Body, tensors: Tensors, what: str, module: nn.Module) -> tuple
         restore_freeze(module, Frozen(tuple(part["held"]), still, freeze))
         forget(module)
         remember(module, origins)
+        adopt(module, surgery)
         for name, parameter in named_parameters(module):
             grad = gradients.get(name)
             parameter.grad = None if grad is None else torch.empty_like(parameter, requires_grad=False).copy_(grad)

@@ -68,7 +68,7 @@ def reinitialise(
     backup = Values((*model.parameters(), *model.buffers())) if example is not None else None
 
     def change() -> None:
-        with _seeded(model, seed):
+        with seeded(model, seed):
             work.go(chosen.modules)
         if not work.done and not work.restarted:
             raise SurgeryError(
@@ -132,7 +132,7 @@ def _scheme(name: str | None, options: dict[str, Any]) -> tuple[str | None, Call
 
 
 @contextmanager
-def _seeded(model: nn.Module, seed: int | torch.Generator | None) -> Iterator[None]:
+def seeded(model: nn.Module, seed: int | torch.Generator | None) -> Iterator[None]:
     """Draw from a seed, and leave the global generators as they were; from those without one."""
     if seed is None:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,15 @@ def settle(model: nn.Module) -> None:
 def record(model: nn.Module, operation: Operation) -> None:
     """Remember an operation with a model that is settled."""
     _attach(model, [*read(model.__dict__.get(_RECORD, ())), operation])
+
+
+def adopt(model: nn.Module, operations: Sequence[Operation]) -> None:
+    """Give a model that has the structure and the values of another its record, where its own is how that begins."""
+    model = unwrapped(model)
+    known = history(model)
+    if len(known) < len(operations) and known == tuple(operations[: len(known)]):
+        forget(model.modules())
+        _attach(model, operations)
 
 
 def forget(modules: Iterable[nn.Module]) -> None:

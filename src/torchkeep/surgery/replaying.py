@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core.checkpoint import Checkpoint
 from ..core.operations import Operation
+from ..core.transfer_plan import APPLIED
 from ..errors import SurgeryError
 from ..opening import open_checkpoint
 from .describing import Given, build
@@ -114,6 +115,11 @@ def _reinitialise(model: nn.Module, operation: Operation, given: Given) -> Chang
     return Change("reinitialise", operation.name, "values", "values", "they are not replayed: load them")
 
 
+def _plan(model: nn.Module, operation: Operation, given: Given) -> Change:
+    record(model, operation)
+    return Change("plan", operation.name, "plan", "plan", "it stays with the model; its steps stand before it")
+
+
 _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
     "resize_head": _resize_head,
     "adapt_input": _adapt_input,
@@ -122,6 +128,7 @@ _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
     "insert": _insert,
     "truncate": _truncate,
     "reinitialise": _reinitialise,
+    APPLIED: _plan,
 }
 
 

@@ -12,12 +12,14 @@ import torch
 
 from ..core import tagged
 from ..core.about import About, written
+from ..core.advice import Advice
 from ..core.checkpoint import Checkpoint, SavedModule
 from ..core.diff_report import DiffReport
 from ..core.report import LoadReport, VerifyReport
 from ..core.salvage_report import SalvageReport
 from ..core.scan_report import ScanReport
 from ..core.snapshot import RunSummary
+from ..core.sweep_report import SweepReport
 from ..core.tensors import dtype_name
 from ..errors import TorchkeepError
 
@@ -39,12 +41,16 @@ def document(noun: Any) -> Any:
     if isinstance(noun, ScanReport):
         files = [{"severity": file.severity} | _plain(file) for file in noun.files]
         return {"severity": noun.severity, "summary": noun.summary, "files": files, "notes": list(noun.notes)}
+    if isinstance(noun, Advice):
+        return _advice(noun)
     if isinstance(noun, RunSummary):
         return _plain(noun) | {"best": noun.best.sequence if noun.best else None}
     return _plain(noun)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, SweepReport):
+        return value.as_dict()
     if isinstance(value, About):
         return msgspec.to_builtins(written(value)) | {"preprocessing": _plain(value.preprocessing)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -138,6 +144,19 @@ def _load_report(report: LoadReport) -> dict[str, Any]:
             for move in report.moves
         ],
         "mismatches": _plain(report.mismatches),
+    }
+
+
+def _advice(advice: Advice) -> dict[str, Any]:
+    """What other programs rely on: these members, and no others."""
+    tried = () if advice.sweep is None else advice.sweep.candidates
+    rows = [{key: getattr(one, key) for key in ("name", "score", "stderr", "seconds")} for one in tried]
+    return {
+        "facts": document(advice.facts),
+        "similarity": {"verdict": advice.similarity.verdict, "signals": _plain(advice.similarity.signals)},
+        "scenario": advice.scenario,
+        "plan": _plain(advice.plan),
+        "sweep": None if advice.sweep is None else {"candidates": _plain(rows), "chosen": advice.sweep.chosen},
     }
 
 

@@ -23,15 +23,9 @@ def figure(curves: Curves, diagnosis: Diagnosis, setting: Setting) -> Any:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "figures are drawn by matplotlib, which is not installed", hint="pip install 'torchkeep[doctor]'"
-        ) from error
     pairs = [(curves.train_loss, curves.val_loss), (curves.train_metric, curves.val_metric)]
     pairs = [pair for pair in pairs if any(one is not None and len(one.finite) for one in pair)] or pairs[:1]
-    drawn = Figure(figsize=(8, 3.2 * len(pairs) + 1.2), layout="constrained")
+    drawn = blank(8, 3.2 * len(pairs) + 1.2)
     axes = drawn.subplots(len(pairs), 1, sharex=True, squeeze=False)[:, 0]
     for place, (axis, (train, val)) in enumerate(zip(axes, pairs, strict=True)):
         _panel(axis, train, val, shaded=place == 0)
@@ -46,6 +40,21 @@ def figure(curves: Curves, diagnosis: Diagnosis, setting: Setting) -> Any:
     drawn.suptitle(textwrap.shorten(curves.title, 100), fontsize=10)
     drawn.supxlabel(_caption(diagnosis), fontsize=9)
     return drawn
+
+
+def blank(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of so many inches.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "figures are drawn by matplotlib, which is not installed", hint="pip install 'torchkeep[doctor]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def as_svg(drawn: Any) -> str:

@@ -22,15 +22,10 @@ code { white-space: nowrap } .figures { font-size: .85rem; color: #444 } ol li {
 
 def page(diagnosis: Diagnosis, svg: str) -> str:
     """The whole page; it loads nothing."""
-    title = escape(diagnosis.title)
     since = "" if diagnosis.since is None else f", since {diagnosis.unit} {diagnosis.since:g}"
-    return "\n".join(
+    return framed(
+        diagnosis.title,
         [
-            "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<style>{_STYLE}</style></head><body>",
-            f"<h1>{title}</h1>",
             f'<p class="verdict">{escape(diagnosis.said)}{escape(since)}</p>',
             f"<figure>{svg}</figure>",
             "<h2>What to try</h2>",
@@ -38,6 +33,20 @@ def page(diagnosis: Diagnosis, svg: str) -> str:
             "<h2>What was seen</h2>",
             _findings(diagnosis),
             *(f"<p>{escape(note)}</p>" for note in diagnosis.notes),
+        ],
+    )
+
+
+def framed(title: str, parts: Iterable[str]) -> str:
+    """Parts of HTML as a page of their own."""
+    return "\n".join(
+        [
+            "<!doctype html>",
+            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<style>{_STYLE}</style></head><body>",
+            f"<h1>{escape(title)}</h1>",
+            *parts,
             "</body></html>\n",
         ]
     )

@@ -1,0 +1,71 @@
+"""`torchkeep advise`: from a pretrained model and data to a plan of what to load, replace, freeze and train."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import torchkeep as tk
+
+from .finding import made_by
+from .output import AsJson, answer
+
+
+def advise(
+    model: Annotated[
+        str, typer.Option("--model", help="What makes the model: package.module:factory, or file.py:factory.")
+    ],
+    data: Annotated[str, typer.Option("--data", help="Folder of images, x.npz, sklearn:digits, or module:dataset.")],
+    weights: Annotated[str | None, typer.Option("--weights", help="Its pretrained weights, loaded whole.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Measure the ways of training: minutes.")] = False,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Keep the trials here; a sweep goes on.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of a candidate, at most.")] = 5,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of each training.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Pixels that images are made wide and high.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Write the plan here (.yaml).")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one page with everything here.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the figure here (.png, .svg, .pdf).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how to bring a pretrained model to new data: what to load, replace, freeze and train, at which rates.
+
+    Without --sweep it is the textbook's start, by size and similarity. The factory and the module of the data are your
+    own code and are run; nothing from the weights is.
+    """
+    if plot is not None and not sweep:
+        raise typer.BadParameter("there is nothing measured to draw: add --sweep", param_hint="--plot")
+    if folder is not None and not sweep:
+        raise typer.BadParameter("trials are kept there: add --sweep", param_hint="--folder")
+    sys.path.insert(0, str(Path.cwd()))
+    advice = tk.advise(
+        lambda: made_by(model, "--model"), data, weights=weights, sweep=sweep, folder=folder, seeds=seeds,
+        epochs=epochs, size=size,
+    )  # fmt: skip
+    if plan is not None:
+        tk.write_plan(advice.plan, plan)
+    for target in (html, plot):
+        if target is not None:
+            tk.plot(advice, target)
+    if as_json:
+        answer(advice, as_json)
+        return
+    for table in advice.tables():
+        tk.show(table)
+        print()
+    if not sweep:
+        print(f"to measure:\n  {shlex.join(['torchkeep', *sys.argv[1:], '--sweep'])}\n")
+    print("to go on:", *_lines(advice, model, plan), sep="\n  ")
+
+
+def _lines(advice: tk.Advice, model: str, plan: Path | None) -> list[str]:
+    """Python that trains by the plan."""
+    place, _, name = model.partition(":")
+    module = place.removesuffix(".py").replace("/", ".")
+    reads = f"tk.read_plan({str(plan)!r})" if plan is not None else "tk.read_plan('plan.yaml')  # --plan writes it"
+    return ["import torch, torchkeep as tk", f"import {module}", *advice.go_on(f"{module}.{name}()", reads)]
