@@ -13,6 +13,7 @@ from ..core.operations import Operation
 from ..errors import SurgeryError
 from ..opening import open_checkpoint
 from .describing import Given, build
+from .dropout import set_at
 from .editing import cut, insert, removed
 from .layers import Change, child_site, site_of
 from .recording import history, read, record
@@ -114,6 +115,10 @@ def _reinitialise(model: nn.Module, operation: Operation, given: Given) -> Chang
     return Change("reinitialise", operation.name, "values", "values", "they are not replayed: load them")
 
 
+def _set_dropout(model: nn.Module, operation: Operation, given: Given) -> Change:
+    return set_at(model, operation.arguments["p"], list(operation.arguments["modules"]))
+
+
 _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
     "resize_head": _resize_head,
     "adapt_input": _adapt_input,
@@ -122,6 +127,7 @@ _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
     "insert": _insert,
     "truncate": _truncate,
     "reinitialise": _reinitialise,
+    "set_dropout": _set_dropout,
 }
 
 
