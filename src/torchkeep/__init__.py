@@ -23,6 +23,7 @@ from .core.curves import Setting as Setting
 from .core.diagnosis import VERDICTS as VERDICTS
 from .core.diagnosis import Diagnosis as Diagnosis
 from .core.diff_report import DiffReport as DiffReport
+from .core.dropout_report import DropoutReport as DropoutReport
 from .core.freezespec import FreezeSpec as FreezeSpec
 from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
@@ -85,6 +86,7 @@ from .sizing import can_overfit as can_overfit
 from .sizing import capacity as capacity
 from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
+from .tuning import tune_dropout as tune_dropout
 from .verifying import verify as verify
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
+    "DropoutReport",
     "EarlyStopping",
     "ExportReport",
     "Finding",
@@ -166,6 +169,7 @@ __all__ = [
     "structural",
     "surgery",
     "to_json",
+    "tune_dropout",
     "unfreeze",
     "verify",
     "write_spec",

@@ -102,7 +102,9 @@ def probability(p: Any) -> float:
     """
     number = isinstance(p, (int, float)) and not isinstance(p, bool)
     if not number or not 0 <= p < 1:
-        raise SurgeryError(f"the probability of dropout is from 0 to below 1, not {p!r}", hint="the usual are 0.1 to 0.5")
+        raise SurgeryError(
+            f"the probability of dropout is from 0 to below 1, not {p!r}", hint="the usual are 0.1 to 0.5"
+        )
     return float(p)
 
 
@@ -202,9 +204,10 @@ def insert_dropout(model: nn.Module, p: float, after: Any = None, *, example: An
     made: list[Change] = []
     with undone_on_failure(model):
         for place in places:
-            renames = any(True for _ in child_site(model, place.path).layer.parameters())
+            site = child_site(model, place.path)
+            parent, renames = site.parent, any(True for _ in site.layer.parameters())
             made.append(_inserted(model, place, p, example if place is places[-1] else None))
-            notes += [made[-1].note] if renames and made[-1].note else []
+            notes += [made[-1].note] if made[-1].note and (renames or is_held(parent)) else []
     what = ", ".join(dict.fromkeys(change.after for change in made))
     paths = _folded(change.name for change in made)
     return Change("insert_dropout", paths, "nothing", what, "; ".join(notes), made[-1].check)
