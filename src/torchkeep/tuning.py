@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,8 +94,10 @@ def tune_dropout(
     recipe, setting = recipe or Recipe(), setting or Setting()
     if examples is not None:
         train_fn = partial(_train, examples=examples, recipe=recipe)
-        kept, held = split(examples, numbers[0])
-        setting = replace(setting, classes=len(examples.classes), n_train=len(kept), n_val=len(held))
+        splits = [split(examples, number) for number in numbers]
+        judged = torch.cat([held for _, held in splits]).unique()  # by one seed or another
+        told = {"classes": len(examples.classes), "n_train": len(splits[0][0]), "n_val": len(judged)}
+        setting = replace(setting, **told)
     assert train_fn is not None
     probe = _made(make_model, numbers[0])
     set_dropout(probe, 0.0, selector)
@@ -106,11 +109,9 @@ def tune_dropout(
         return DropoutReport(0.0, first.verdict, False, reason, (first,), numbers, trained=work.trained)
     found, steps = climb(work.trial, first, start=start, step=step, most=most, trials=trials)
     best = min(found, key=lambda trial: trial.loss)
-    judged = f"without dropout: {first.verdict or 'no curves to judge by, so it goes by outcome'}"
+    said = f"without dropout: {first.verdict or 'no curves to judge by, so it goes by outcome'}"
     why = _why(best, first)
-    return DropoutReport(
-        best.p, first.verdict, True, why, tuple(found), numbers, (judged, *steps), trained=work.trained
-    )
+    return DropoutReport(best.p, first.verdict, True, why, tuple(found), numbers, (said, *steps), trained=work.trained)
 
 
 def _left_alone(first: DropoutTrial) -> str:
@@ -200,10 +201,10 @@ class _Work:
         records = [self._record(p, seed) for seed in self.seeds]
         told = replace(self.setting, dropout=p)
         curves = [record["rows"] for record in records]
-        verdicts = [diagnose(rows, setting=told).verdict for rows in curves] if all(curves) else []
+        verdict = diagnose(_mean(curves), setting=told).verdict if all(curves) else ""
         ends = [float(rows[-1]["train_loss"]) for rows in curves if rows and "train_loss" in rows[-1]]
         losses = tuple(math.inf if record["loss"] is None else float(record["loss"]) for record in records)
-        return DropoutTrial(p, losses, tuple(ends) if len(ends) == len(curves) else (), tuple(verdicts))
+        return DropoutTrial(p, losses, tuple(ends) if len(ends) == len(curves) else (), verdict)
 
     def _record(self, p: float, seed: int) -> Record:
         key = f"p={p:g} seed={seed}"
@@ -244,6 +245,15 @@ def _loss_of(given: Any, rows: list[dict[str, Any]]) -> float | None:
             )
         value = float(logged[-1])
     return value if math.isfinite(value) else None
+
+
+def _mean(curves: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+    """One history: at each record the mean of what all of them have as a number there."""
+    out = []
+    for rows in zip(*curves, strict=False):
+        names = [name for name in rows[0] if all(isinstance(row.get(name), (int, float)) for row in rows)]
+        out.append({name: statistics.fmean(row[name] for row in rows) for name in names})
+    return out
 
 
 def _plain(value: Any) -> Any:

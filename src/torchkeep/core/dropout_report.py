@@ -18,23 +18,18 @@ class DropoutTrial:
         p: the probability.
         losses: validation loss at the end, in eval mode, by seed.
         train_losses: training loss at the end, in eval mode where torchkeep trained, by seed; empty where not logged.
-        verdicts: what the doctor says of each training, by seed; empty where no curves were logged.
+        verdict: what the doctor says of the mean curves of all seeds; empty where no curves were logged.
     """
 
     p: float
     losses: tuple[float, ...]
     train_losses: tuple[float, ...] = ()
-    verdicts: tuple[str, ...] = ()
+    verdict: str = ""
 
     @property
     def loss(self) -> float:
         """Mean over the seeds."""
         return statistics.fmean(self.losses)
-
-    @property
-    def verdict(self) -> str:
-        """What the doctor says of most seeds; empty where no curves were logged."""
-        return max(self.verdicts, key=self.verdicts.count, default="")
 
     def against(self, other: DropoutTrial) -> tuple[float, float]:
         """By how much its loss is higher, over pairs with the same seed: the mean and its standard error."""
@@ -95,13 +90,12 @@ class DropoutReport:
 
     def _row(self, trial: DropoutTrial) -> tuple[str, ...]:
         mean, error = trial.against(self.best)
-        said = f"{trial.verdict} ({trial.verdicts.count(trial.verdict)} of {len(trial.verdicts)})"
         return (
             f"{trial.p:g}",
             f"{trial.loss:.4g}",
             "" if trial.p == self.p else f"{mean:+.3g} +- {error:.2g}",
             f"{statistics.fmean(trial.train_losses):.4g}" if trial.train_losses else "",
-            said if trial.verdicts else "",
+            trial.verdict,
         )
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ class Dict:
 
 
 class Journal:
-    """A study of Optuna in the file `trials.journal` of a folder; several processes may write to it.
+    """A study of Optuna in the file `trials.journal` of a folder; what a killed process left half written is cut off.
 
     Args:
         folder: made if it is not there.
@@ -57,6 +58,7 @@ class Journal:
             ) from error
         place = Path(folder).expanduser()
         place.mkdir(parents=True, exist_ok=True)
+        _mend(place / "trials.journal")
         backend = JournalFileBackend(str(place / "trials.journal"))
         before = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -81,3 +83,8 @@ class Journal:
         value = float(record.get("loss", 0.0))
         attributes = {"key": key, "record": json.dumps(record)}
         self._study.add_trial(self._made(state=self._finished, value=value, user_attrs=attributes))
+
+
+def _mend(journal: Path) -> None:
+    if journal.exists() and not (data := journal.read_bytes()).endswith(b"\n"):
+        os.truncate(journal, data.rfind(b"\n") + 1)
