@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ SETTING = tk.Setting(classes=3, n_val=300)
 
 @pytest.mark.parametrize(
     ("best", "tried"),
-    [(0.7, [0, 0.5, 0.7, 0.8]), (0.65, [0, 0.5, 0.7, 0.8]), (0.8, [0, 0.5, 0.7, 0.8]), (0.1, [0, 0.5, 0.3, 0.1])],
+    [
+        (0.7, [0, 0.5, 0.7, 0.8]),
+        (0.65, [0, 0.5, 0.7, 0.8]),
+        (0.8, [0, 0.5, 0.7, 0.8]),
+        (0.1, [0, 0.5, 0.3, 0.1]),
+        (0.2, [0, 0.5, 0.3, 0.2]),
+    ],
 )
 def test_it_goes_by_outcome_from_the_start(best: float, tried: list[float]) -> None:
     def measure(p: float) -> DropoutTrial:
@@ -180,15 +187,18 @@ def test_what_makes_no_sense_is_refused_before_any_training(error: type[Exceptio
 
 def test_what_was_finished_is_not_done_again(tmp_path: Path) -> None:
     whole = tk.tune_dropout(make_model, overfits(0.3), setting=SETTING)
+    done: list[tuple[float, int]] = []
+    left = [0]
+
+    def train(model: nn.Module, p: float, seed: int, log: Any) -> float:
+        if len(done) == left[0]:
+            raise KeyboardInterrupt
+        done.append((p, seed))
+        return overfits(0.3)(model, p, seed, log)
+
     for stops in (1, 2, 5, 4):
-        done: list[tuple[float, int]] = []
-
-        def train(model: nn.Module, p: float, seed: int, log: Any) -> float:
-            if len(done) == stops:  # noqa: B023
-                raise KeyboardInterrupt
-            done.append((p, seed))  # noqa: B023
-            return overfits(0.3)(model, p, seed, log)
-
+        left[0] = stops
+        done.clear()
         if stops != 4:
             with pytest.raises(KeyboardInterrupt):
                 tk.tune_dropout(make_model, train, setting=SETTING, folder=tmp_path)
@@ -214,10 +224,14 @@ def test_another_training_in_the_same_folder_is_another(tmp_path: Path) -> None:
     more = tk.tune_dropout(wider, overfits(0.3), seeds=4, setting=SETTING, folder=tmp_path)
     assert more.trained == len(more.trials)
 
-    def other(model: nn.Module, p: float, seed: int, log: Any) -> float:
-        return p * 3
+    assert tk.tune_dropout(wider, overfits(0.5), setting=SETTING, folder=tmp_path).trained > 0
 
-    assert tk.tune_dropout(wider, other, setting=SETTING, folder=tmp_path).p == 0
+    def other(model: nn.Module, p: float, seed: int, log: Any, slope: float = 3) -> float:
+        return p * slope
+
+    for train, trained in ((other, True), (other, False), (partial(other, slope=2), True)):
+        report = tk.tune_dropout(wider, train, setting=SETTING, folder=tmp_path)
+        assert (report.p, report.trained > 0) == (0, trained)
 
 
 def test_a_folder_takes_optuna_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

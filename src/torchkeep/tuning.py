@@ -7,11 +7,11 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import CodeType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def tune_dropout(
         train_fn = partial(_train, examples=examples, recipe=recipe)
         splits = [split(examples, number) for number in numbers]
         judged = torch.cat([held for _, held in splits]).unique()  # by one seed or another
-        told = {"classes": len(examples.classes), "n_train": len(splits[0][0]), "n_val": len(judged)}
+        told: dict[str, Any] = {"classes": len(examples.classes), "n_train": len(splits[0][0]), "n_val": len(judged)}
         setting = replace(setting, **told)
     assert train_fn is not None
     probe = _made(make_model, numbers[0])
@@ -156,6 +156,10 @@ def climb(
     up = better and at.verdict in _TOO_MUCH
     steps = [f"{said}{f', and still {at.verdict}' if up else ''}: {'up' if up else 'down'}"]
     while True:
+        step = _short_of_worse(known.values(), at, step if up else -step)
+        if step < _LEAST - 1e-9:
+            steps.append(f"less than {_LEAST:g} is left to step")
+            break
         goal, moved = round(min(most, max(0.0, at.p + (step if up else -step))), 4), False
         if goal != at.p:
             if goal not in known and len(known) >= trials:
@@ -171,10 +175,16 @@ def climb(
             steps.append(said)
         if not moved:
             up, step = not up, step / 2
-        if step < _LEAST - 1e-9:
-            steps.append(f"less than {_LEAST:g} is left to step")
-            break
     return list(known.values()), tuple(steps)
+
+
+def _short_of_worse(known: Iterable[DropoutTrial], at: DropoutTrial, step: float) -> float:
+    """The size of a step, halved while it would come nearer to what is known to be worse than to where it began."""
+    beyond = [abs(one.p - at.p) for one in known if (one.p - at.p) * step > 0 and one.loss > at.loss]
+    size = abs(step)
+    while beyond and size > min(beyond) / 2 + 1e-9:
+        size /= 2
+    return size
 
 
 def _compared(new: DropoutTrial, old: DropoutTrial) -> tuple[bool, str]:
@@ -304,11 +314,17 @@ def _fingerprint(model: nn.Module, selection: Any, told: list[Any]) -> str:
     return digest_bytes("\n".join(lines).encode())[:16]
 
 
-def _code_of(function: Any) -> str:
-    """A function as text that changes with what it does, as far as its own code says that."""
-    function = getattr(function, "func", function)
-    code = getattr(function, "__code__", None)
-    return f"{getattr(function, '__qualname__', type(function).__qualname__)} {'' if code is None else _bytes_of(code)}"
+def _code_of(one: Any) -> str:
+    """A function as text that changes with what it does, as far as its code and the numbers that it closes over say."""
+    if isinstance(one, partial):
+        return _code_of((one.func, *one.args, *sorted(one.keywords.items())))
+    if isinstance(one, tuple):
+        return f"({', '.join(map(_code_of, one))})"
+    if not isinstance(one, FunctionType):
+        return repr(one) if isinstance(one, (bool, int, float, str)) else type(one).__qualname__
+    cells = [cell.cell_contents for cell in one.__closure__ or () if cell != CellType()]
+    held = (*(value for value in cells if value is not one), *(one.__defaults__ or ()))
+    return f"{one.__qualname__} {_bytes_of(one.__code__)} {_code_of(held)}"
 
 
 def _bytes_of(code: CodeType) -> str:
