@@ -167,6 +167,8 @@ def test_a_training_that_comes_apart_is_worse_than_any_other() -> None:
     [
         (DataError, {"train_fn": None}),
         (DataError, {"examples": Examples(torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64), ("a", "b"))}),
+        (DataError, {"train_fn": None, "examples": Examples(torch.zeros(2, 4), torch.arange(2), ("a", "b"))}),
+        (DataError, {"train_fn": None, "examples": Examples(torch.zeros(0, 4), torch.arange(0), ("a", "b"))}),
         *((ValueError, {"seeds": seeds}) for seeds in (1, 0, [3], [3, 3])),
         *((ValueError, {key: value}) for key, value in (("start", 0.0), ("start", 0.9), ("step", 0.0), ("trials", 1))),
         (ValueError, {"most": 1.0}),

@@ -33,6 +33,7 @@ from .trials.training import evaluate, fit, split
 
 _TOO_MUCH = ("overfit", "generalisation-gap", "over-confident")
 _LEAST = 0.05
+_USUAL = (0.3, 0.5)
 
 Record = Mapping[str, Any]
 TrainFn = Callable[[nn.Module, float, int, Callable[..., None]], Any]
@@ -96,6 +97,8 @@ def tune_dropout(
         train_fn = partial(_train, examples=examples, recipe=recipe)
         splits = [split(examples, number) for number in numbers]
         judged = torch.cat([held for _, held in splits]).unique()  # by one seed or another
+        if not len(judged):
+            raise DataError("no class has two examples, so none can be held out", hint="give more examples")
         told: dict[str, Any] = {"classes": len(examples.classes), "n_train": len(splits[0][0]), "n_val": len(judged)}
         setting = replace(setting, **told)
     assert train_fn is not None
@@ -110,6 +113,8 @@ def tune_dropout(
     found, steps = climb(work.trial, first, start=start, step=step, most=most, trials=trials)
     best = min(found, key=lambda trial: trial.loss)
     said = f"without dropout: {first.verdict or 'no curves to judge by, so it goes by outcome'}"
+    if not _USUAL[0] <= best.p <= _USUAL[1]:
+        steps = (*steps, f"it mostly lands at {_USUAL[0]:g} to {_USUAL[1]:g}: look twice")
     why = _why(best, first)
     return DropoutReport(best.p, first.verdict, True, why, tuple(found), numbers, (said, *steps), trained=work.trained)
 

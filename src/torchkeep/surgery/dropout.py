@@ -43,7 +43,7 @@ def set_dropout(model: nn.Module, p: float, selector: Any = "*") -> Change:
     >>> print(set_dropout(model, 0.5))
     set_dropout 2: p=0.1 -> p=0.5
 
-    What is frozen keeps its own, as it is held in eval mode, and the note says so. Dropout that a forward applies by
+    What is frozen keeps its own, and the note says so: it is held in eval mode. Dropout that a forward applies by
     function call is seen only where it takes its probability from one of these layers.
 
     Args:
@@ -60,7 +60,7 @@ def set_dropout(model: nn.Module, p: float, selector: Any = "*") -> Change:
     chosen = _chosen(model, selector)
     frozen = [path for path, module in chosen.items() if _is_frozen(model, path, module)]
     free = {path: module for path, module in chosen.items() if path not in frozen}
-    note = f"{_folded(frozen)} {'is' if len(frozen) == 1 else 'are'} frozen, and so in eval mode: p stays"
+    note = f"{_folded(frozen)} {'is' if len(frozen) == 1 else 'are'} frozen: p stays as it was"
     if not free:
         raise SelectorError(f"all that {str(Selector.of(selector))!r} selects is frozen", hint="tk.unfreeze it first")
     return _put(model, free, p, note if frozen else "")
