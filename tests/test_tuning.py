@@ -144,6 +144,13 @@ def test_a_model_that_does_not_overfit_is_left_alone(train_fn: Any, verdict: str
     assert said in str(report)
 
 
+def test_a_healthy_model_with_a_gap_is_tried() -> None:
+    train_fn = curves(lambda at: math.exp(-9 * at), lambda at: math.exp(-9 * at) + 0.15)
+    report = tk.tune_dropout(make_model, train_fn, setting=SETTING)
+    assert (report.verdict, report.tuned) == ("healthy", True)
+    assert "yet much better" in report.steps[0]
+
+
 def test_without_curves_it_goes_by_outcome() -> None:
     report = tk.tune_dropout(make_model, lambda model, p, seed, log: torch.tensor((p - 0.5) ** 2 + seed))
     assert (report.verdict, report.p, report.trials[0].verdict) == ("", 0.5, "")

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from .core.curves import Setting
 from .core.digests import digest_bytes, digest_tensor
-from .core.dropout_report import DropoutReport, DropoutTrial
+from .core.dropout_report import DropoutReport, DropoutTrial, paired
 from .core.live import state_of
 from .core.names import Selector
 from .core.transfer import Candidate, Examples, Recipe, Stage
@@ -33,6 +33,7 @@ from .trials.training import evaluate, fit, split
 
 _TOO_MUCH = ("overfit", "generalisation-gap", "over-confident")
 _LEAST = 0.05
+_GAP = 0.1  # of the loss of chance
 _USUAL = (0.3, 0.5)
 
 Record = Mapping[str, Any]
@@ -59,10 +60,10 @@ def tune_dropout(
     >>> report = tk.tune_dropout(make_model, examples=examples, folder="runs/dropout")         # doctest: +SKIP
     >>> tk.surgery.set_dropout(model, report.p)                                                # doctest: +SKIP
 
-    It trains without dropout, and the doctor judges. A model that underfits is left alone, and so is a healthy one. One
-    that overfits is trained with `start`; then, by the validation loss over paired seeds, with 0.2 less or more, half
-    of that at each change of direction, until the difference is within one standard error of it, or less than 0.05 is
-    left to step. It mostly lands at 0.3 to 0.5.
+    It trains without dropout, and the doctor judges. A model that underfits is left alone, and so is a healthy one
+    without much of a gap. One that overfits is trained with `start`; then, by the validation loss over paired seeds,
+    with 0.2 less or more, half of that at each change of direction, until the difference is within one standard error
+    of it, or less than 0.05 is left to step. It mostly lands at 0.3 to 0.5.
 
     Args:
         make_model: gives a fresh model with dropout in it; it is called with torch's generator seeded.
@@ -108,27 +109,37 @@ def tune_dropout(
     memory: Memory = Dict() if folder is None else Journal(Path(folder), f"dropout {named}")
     work = _Work(make_model, train_fn, selector, numbers, memory, setting)
     first = work.trial(0.0)
-    if reason := _left_alone(first):
+    if reason := _left_alone(first, setting):
         return DropoutReport(0.0, first.verdict, False, reason, (first,), numbers, trained=work.trained)
     found, steps = climb(work.trial, first, start=start, step=step, most=most, trials=trials)
     best = min(found, key=lambda trial: trial.loss)
     said = f"without dropout: {first.verdict or 'no curves to judge by, so it goes by outcome'}"
+    said += ", yet much better on what it was trained on" if first.verdict == "healthy" else ""
     if not _USUAL[0] <= best.p <= _USUAL[1]:
         steps = (*steps, f"it mostly lands at {_USUAL[0]:g} to {_USUAL[1]:g}: look twice")
     why = _why(best, first)
     return DropoutReport(best.p, first.verdict, True, why, tuple(found), numbers, (said, *steps), trained=work.trained)
 
 
-def _left_alone(first: DropoutTrial) -> str:
+def _left_alone(first: DropoutTrial, setting: Setting) -> str:
     """Why there is nothing to try; empty where there is."""
     verdict = first.verdict
-    if not verdict or verdict in {*_TOO_MUCH, "cannot-say"}:
+    if not verdict or verdict in {*_TOO_MUCH, "cannot-say"} or _has_gap(first, setting):
         return ""
     reasons = {
         "underfit": "it underfits without dropout, which would only hold it back more: train longer or make it larger",
         "unstable": "training is unstable without dropout: lower the learning rate first",
     }
     return reasons.get(verdict, "it does not overfit, so dropout has nothing to cure")
+
+
+def _has_gap(first: DropoutTrial, setting: Setting) -> bool:
+    """Whether a healthy model is better on what it has seen by half of what the doctor calls a gap: a try is cheap."""
+    chance = math.log(setting.classes) if setting.classes else setting.target_variance
+    if first.verdict != "healthy" or not chance or not first.train_losses:
+        return False
+    mean, error = paired(first.losses, first.train_losses)
+    return mean > max(_GAP * chance, error)
 
 
 def _why(best: DropoutTrial, first: DropoutTrial) -> str:
