@@ -149,7 +149,8 @@ Written by `python tests/prove.py dropout`; the suite runs a short form. Three s
 has {len(GRID)} probabilities, 0 to {GRID[-1]:g}; tuning may take {MOST}, p = 0 among them. Both have the same {{seeds}} seeds, each with its own
 split, weights and order. Losses are means over the seeds, on the 30 % held out, in eval mode; the last three columns say by how much
 a value is worse than the best of the grid, with the paired standard error. The best of a grid is chosen by the very losses that it is
-measured by, which flatters the grid.
+measured by, which flatters the grid. How a step stops short of what is known to be worse was settled on these very draws;
+`--seed` draws other examples.
 """
 
 
