@@ -8,17 +8,17 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "VERDICTS", "About", "Advice", "Candidate", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "Examples",
-    "ExportReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Recipe",
-    "Record", "Run", "SaveHandle", "SaveReport", "Selector", "Setting", "Signal", "Similarity", "Skeleton", "Source",
+    "VERDICTS", "About", "Advice", "Candidate", "Checkpoint", "Diagnosis", "DiffReport", "DropoutReport", "EarlyStopping",
+    "Examples", "ExportReport", "Finding", "FreezeSpec", "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase",
+    "Recipe", "Record", "Run", "SaveHandle", "SaveReport", "Selector", "Setting", "Signal", "Similarity", "Skeleton", "Source",
     "Stage", "Survey", "SweepReport", "TensorSpec", "TransferPlan", "__version__", "about", "adapters", "add", "advise",
     "apply", "assert_frozen", "audit", "can_overfit", "capacity", "check_examples", "convert", "criteria", "devices",
     "diagnose", "diff", "edit", "enter_phase", "errors", "export", "fingerprint", "freeze", "freeze_spec", "freeze_state",
     "inspect", "is_run", "keep_best", "keep_every", "keep_last", "keep_tagged", "load", "load_into", "load_model",
     "local_store", "memory_store", "open", "origins", "param_groups", "plan_load", "plan_model", "plan_of", "plot",
-    "prove_resume", "read_examples", "read_histories", "read_history", "read_plan", "read_spec", "recorded", "rename",
-    "rescue", "salvage", "save", "scan", "show", "similarity", "sketch", "strip", "structural", "surgery", "survey", "sweep",
-    "to_json", "unfreeze", "verify", "write_plan", "write_spec",
+    "prove_resume", "read_examples", "read_histories", "read_history", "read_plan", "read_spec", "recorded", "rename", "rescue",
+    "salvage", "save", "scan", "show", "similarity", "sketch", "strip", "structural", "surgery", "survey", "sweep", "to_json",
+    "tune_dropout", "unfreeze", "verify", "write_plan", "write_spec",
 ]  # fmt: skip
 
 

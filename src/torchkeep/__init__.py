@@ -29,6 +29,7 @@ from .core.curves import Setting as Setting
 from .core.diagnosis import VERDICTS as VERDICTS
 from .core.diagnosis import Diagnosis as Diagnosis
 from .core.diff_report import DiffReport as DiffReport
+from .core.dropout_report import DropoutReport as DropoutReport
 from .core.freezespec import FreezeSpec as FreezeSpec
 from .core.freezespec import Phase as Phase
 from .core.limits import Limits as Limits
@@ -105,6 +106,7 @@ from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
 from .surveying import survey as survey
 from .sweeping import sweep as sweep
+from .tuning import tune_dropout as tune_dropout
 from .verifying import verify as verify
 
 __all__ = [
@@ -115,6 +117,7 @@ __all__ = [
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
+    "DropoutReport",
     "EarlyStopping",
     "Examples",
     "ExportReport",
@@ -205,6 +208,7 @@ __all__ = [
     "survey",
     "sweep",
     "to_json",
+    "tune_dropout",
     "unfreeze",
     "verify",
     "write_plan",

@@ -10,7 +10,7 @@ import msgspec
 from ..errors import CorruptCheckpointError
 
 # Arguments that name places in the model, by which a record moves along when the model becomes a part of another.
-_PLACES = ("after", "before", "identity", "out")
+_PLACES = ("after", "before", "identity", "modules", "out")
 
 
 class Operation(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ Each function leaves a record with the model, which `history` lists, files keep 
 """
 
 from ..core.operations import Operation
+from .dropout import insert_dropout, set_dropout
 from .editing import insert, remove, truncate
 from .features import Features, extract_features
 from .initialising import reinitialise
@@ -22,11 +23,13 @@ __all__ = [
     "head_of",
     "history",
     "insert",
+    "insert_dropout",
     "reinitialise",
     "remove",
     "replace",
     "replay",
     "resize_head",
+    "set_dropout",
     "stem_of",
     "truncate",
 ]

@@ -14,6 +14,7 @@ from ..core.transfer_plan import APPLIED
 from ..errors import SurgeryError
 from ..opening import open_checkpoint
 from .describing import Given, build
+from .dropout import set_at
 from .editing import cut, insert, removed
 from .layers import Change, child_site, site_of
 from .recording import history, read, record
@@ -120,6 +121,10 @@ def _plan(model: nn.Module, operation: Operation, given: Given) -> Change:
     return Change("plan", operation.name, "plan", "plan", "it stays with the model; its steps stand before it")
 
 
+def _set_dropout(model: nn.Module, operation: Operation, given: Given) -> Change:
+    return set_at(model, operation.arguments["p"], list(operation.arguments["modules"]))
+
+
 _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
     "resize_head": _resize_head,
     "adapt_input": _adapt_input,
@@ -129,6 +134,7 @@ _VERBS: dict[str, Callable[[nn.Module, Operation, Given], Change]] = {
     "truncate": _truncate,
     "reinitialise": _reinitialise,
     APPLIED: _plan,
+    "set_dropout": _set_dropout,
 }
 
 

@@ -1,0 +1,90 @@
+"""Remembering trainings: in memory, or in a folder, where they outlive the process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import MissingDependencyError
+
+
+class Memory(Protocol):
+    """Keeps what trainings gave, by a key that says which training it was."""
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """What was put under a key; None where nothing was."""
+        ...
+
+    def put(self, key: str, record: dict[str, Any]) -> None:
+        """Keep what JSON can say; it is kept for good when this returns."""
+        ...
+
+
+class Dict:
+    """In memory: gone with the process."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """See `Memory`."""
+        return self._known.get(key)
+
+    def put(self, key: str, record: dict[str, Any]) -> None:
+        """See `Memory`."""
+        self._known[key] = record
+
+
+class Journal:
+    """A study of Optuna in the file `trials.journal` of a folder; what a killed process left half written is cut off.
+
+    Args:
+        folder: made if it is not there.
+        name: of the study: trainings of another study are not seen.
+
+    Raises:
+        MissingDependencyError: optuna is not installed.
+    """
+
+    def __init__(self, folder: str | Path, name: str) -> None:
+        try:
+            import optuna
+            from optuna.storages.journal import JournalFileBackend
+        except ImportError as error:
+            raise MissingDependencyError(
+                "trials are kept in a folder by optuna, which is not installed", hint="pip install 'torchkeep[trials]'"
+            ) from error
+        place = Path(folder).expanduser()
+        place.mkdir(parents=True, exist_ok=True)
+        _mend(place / "trials.journal")
+        backend = JournalFileBackend(str(place / "trials.journal"))
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            storage = optuna.storages.JournalStorage(backend)
+            self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        finally:
+            optuna.logging.set_verbosity(before)
+        self._finished = optuna.trial.TrialState.COMPLETE
+        self._made = optuna.trial.create_trial
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """See `Memory`."""
+        for trial in self._study.get_trials(deepcopy=False, states=[self._finished]):
+            if trial.user_attrs.get("key") == key:
+                found: dict[str, Any] = json.loads(trial.user_attrs["record"])
+                return found
+        return None
+
+    def put(self, key: str, record: dict[str, Any]) -> None:
+        """See `Memory`."""
+        value = float(record.get("loss", 0.0))
+        attributes = {"key": key, "record": json.dumps(record)}
+        self._study.add_trial(self._made(state=self._finished, value=value, user_attrs=attributes))
+
+
+def _mend(journal: Path) -> None:
+    if journal.exists() and not (data := journal.read_bytes()).endswith(b"\n"):
+        os.truncate(journal, data.rfind(b"\n") + 1)
