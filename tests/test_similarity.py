@@ -381,6 +381,16 @@ def test_parameters_that_cannot_be_fresh_are_named() -> None:
     assert any("scale" in note for note in tk.similarity(Scaled(), cloud()).notes)
 
 
+def test_a_model_with_broken_weights_is_measured_and_it_is_said() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight[1] = torch.nan
+    found = tk.similarity(model, cloud())
+    assert any("not finite" in note for note in found.notes)
+    assert all(torch.tensor(one.value).isfinite() for one in found.signals)
+
+
 def test_signals_are_chosen_by_name_or_given() -> None:
     class Always:
         code = "always"

@@ -16,6 +16,7 @@ from .core.names import nearest
 from .core.registry import make_part
 from .core.similarity import Glimpse, Norm, Seen, Sense, Similarity, compact, even, verdict_of
 from .core.table import shorten
+from .core.threads import one_at_a_time
 from .core.transfer import Examples
 from .errors import DataError, SelectorError, SurgeryError
 from .freezing import NORMS, View
@@ -59,7 +60,8 @@ def similarity(
     """
     measures = [make_part(SIGNALS, one, "signal") for one in (SIGNALS if signals is None else signals)]
     seen, notes = see(model, examples, blocks=blocks, old_labels=old_labels, seed=seed)
-    found = [signal for one in measures if (signal := one.measure(seen)) is not None]
+    with one_at_a_time():
+        found = [signal for one in measures if (signal := one.measure(seen)) is not None]
     return Similarity(verdict_of(found), tuple(found), tuple(notes))
 
 
@@ -84,11 +86,17 @@ def see(
         features, answers, norms = watch.run(taken)
         if not features:
             raise DataError("no block of the model gives features, one row an example", hint="name some with blocks=")
-        copies = [run for number in range(_COPIES) if (run := _fresh(made, watch, taken, seed + number, notes))]
+        copies = [
+            run for number in range(_COPIES) if (run := _fresh(made, watch, taken, _COPIES * seed + number, notes))
+        ]
+    odd = [name for name, rows in features.items() if not rows.isfinite().all()]
+    if odd:
+        notes.append(f"features of {shorten(odd, 3)} are not finite in places, and count as 0 there")
     every = [name for name in features if all(name in one for one, _ in copies)]
-    glimpses = [
-        Glimpse(tuple(compact(one[name]) for name in every), said) for one, said in ((features, answers), *copies)
-    ]
+    with one_at_a_time():
+        glimpses = [
+            Glimpse(tuple(compact(one[name]) for name in every), said) for one, said in ((features, answers), *copies)
+        ]
     labels = taken.labels.detach().cpu()
     seen = Seen(
         labels, taken.classes, tuple(every), glimpses[0], tuple(glimpses[1:]), tuple(old_labels or ()), norms, seed
@@ -249,7 +257,7 @@ class _Watch:
                 rows = (rows * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
             else:
                 rows = rows.mean(dim=1)
-        return torch.nan_to_num(rows, 0.0, 0.0, 0.0).cpu() if rows.shape[1] else None
+        return rows.cpu() if rows.shape[1] else None
 
     def _sum(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:

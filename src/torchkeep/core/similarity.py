@@ -194,9 +194,9 @@ def compact(features: torch.Tensor) -> torch.Tensor:
     """Other coordinates of the same points: float64 [examples, at most examples], centred, at the same distances.
 
     They are turned at random, so that all of them vary about equally and none stands for a channel that hardly does:
-    a probe that scales each to variance 1 then leaves the distances as they are.
+    a probe that scales each to variance 1 then leaves the distances as they are. What is not finite counts as 0.
     """
-    rows = features.detach().to("cpu", torch.float64)
+    rows = torch.nan_to_num(features.detach().to("cpu", torch.float64), 0.0, 0.0, 0.0)
     rows = rows - rows.mean(dim=0)
     if rows.shape[1] > rows.shape[0]:
         strong, vectors = torch.linalg.eigh(rows @ rows.T)
