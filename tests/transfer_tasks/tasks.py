@@ -128,24 +128,24 @@ TASKS = (
     Task("svhn-digits-50", nets.svhn_net, _house_digits, 50, 600, DIGITS, "small", "similar", data.TEN),
     Task("svhn-mnist-200", nets.svhn_net, _house_mnist, 200, 600, SHORT, "large", "similar", data.TEN),
     Task(
-        "lite0-scenes-100", nets.lite0, lambda: data.scenes(64, 64, nets.LITE0_PIXELS),
+        "lite0-scenes-100", nets.lite0, lambda: data.scenes(48, 48, nets.LITE0_PIXELS),
         100, 350, PHOTOS, "small", "similar",
     ),
     Task(
-        "lite0-heights-120", nets.lite0, lambda: data.heights(64, 64, nets.LITE0_PIXELS),
+        "lite0-heights-120", nets.lite0, lambda: data.heights(48, 48, nets.LITE0_PIXELS),
         120, 320, PHOTOS, "large", "similar",
     ),
     Task(
-        "mobilenet-faces-60", nets.mobilenet, lambda: data.faces(64, nets.IMAGENET_PIXELS),
+        "mobilenet-faces-60", nets.mobilenet, lambda: data.faces(48, nets.IMAGENET_PIXELS),
         60, 140, PHOTOS, "small", "different",
     ),
     Task("mobilenet-digits-200", nets.mobilenet, _large_digits, 200, 500, PHOTOS, "large", "different"),
     Task(
-        "minilm-docstrings-80", nets.minilm, lambda: data.docstrings(60, 24),
+        "minilm-docstrings-80", nets.minilm, lambda: data.docstrings(60, 16),
         80, 400, TEXTS, "small", "similar",
     ),
     Task(
-        "minilm-enciphered-120", nets.minilm, lambda: data.docstrings(60, 24, enciphered=True),
+        "minilm-enciphered-120", nets.minilm, lambda: data.docstrings(60, 16, enciphered=True),
         120, 360, TEXTS, "large", "different",
     ),
 )  # fmt: skip
