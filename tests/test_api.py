@@ -8,14 +8,14 @@ import sys
 import torchkeep as tk
 
 PUBLIC = [
-    "VERDICTS", "About", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "ExportReport", "Finding", "FreezeSpec",
-    "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Record", "Run", "SaveHandle", "SaveReport", "Selector",
-    "Setting", "Skeleton", "Source", "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit",
+    "VERDICTS", "About", "Candidate", "Checkpoint", "Diagnosis", "DiffReport", "EarlyStopping", "ExportReport", "Finding", "FreezeSpec",
+    "Global", "LazyTensor", "Limits", "LoadReport", "Parent", "Phase", "Recipe", "Record", "Run", "SaveHandle", "SaveReport", "Selector",
+    "Setting", "Skeleton", "Source", "Stage", "SweepReport", "TensorSpec", "__version__", "about", "adapters", "add", "assert_frozen", "audit",
     "can_overfit", "capacity", "convert", "criteria", "devices", "diagnose", "diff", "edit", "enter_phase", "errors", "export",
     "fingerprint", "freeze", "freeze_spec", "freeze_state", "inspect", "is_run", "keep_best", "keep_every", "keep_last",
     "keep_tagged", "load", "load_into", "load_model", "local_store", "memory_store", "open", "origins", "param_groups",
     "plan_load", "plan_model", "plot", "prove_resume", "read_histories", "read_history", "read_spec", "recorded", "rename",
-    "rescue", "salvage", "save", "scan", "show", "sketch", "strip", "structural", "surgery", "to_json", "unfreeze", "verify",
+    "rescue", "salvage", "save", "scan", "show", "sketch", "strip", "structural", "surgery", "sweep", "to_json", "unfreeze", "verify",
     "write_spec",
 ]  # fmt: skip
 

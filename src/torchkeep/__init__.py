@@ -36,8 +36,12 @@ from .core.retention import KeepEvery as keep_every
 from .core.retention import KeepLast as keep_last
 from .core.retention import KeepTagged as keep_tagged
 from .core.source import Source as Source
+from .core.sweep_report import SweepReport as SweepReport
 from .core.tensors import LazyTensor as LazyTensor
 from .core.tensors import TensorSpec as TensorSpec
+from .core.transfer import Candidate as Candidate
+from .core.transfer import Recipe as Recipe
+from .core.transfer import Stage as Stage
 from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
@@ -85,11 +89,13 @@ from .sizing import can_overfit as can_overfit
 from .sizing import capacity as capacity
 from .stopping import EarlyStopping as EarlyStopping
 from .stores.memory import MemoryStore as memory_store
+from .sweeping import sweep as sweep
 from .verifying import verify as verify
 
 __all__ = [
     "VERDICTS",
     "About",
+    "Candidate",
     "Checkpoint",
     "Diagnosis",
     "DiffReport",
@@ -103,6 +109,7 @@ __all__ = [
     "LoadReport",
     "Parent",
     "Phase",
+    "Recipe",
     "Record",
     "Run",
     "SaveHandle",
@@ -111,6 +118,8 @@ __all__ = [
     "Setting",
     "Skeleton",
     "Source",
+    "Stage",
+    "SweepReport",
     "TensorSpec",
     "__version__",
     "about",
@@ -165,6 +174,7 @@ __all__ = [
     "strip",
     "structural",
     "surgery",
+    "sweep",
     "to_json",
     "unfreeze",
     "verify",

@@ -65,12 +65,14 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         train: selector of what is trained, as in `Phase`.
         share: of the epochs.
         rate: learning rate relative to the base rate of the recipe.
+        rates: selector -> another relative rate for what it chooses; the first one counts.
         layer_decay: as in `Phase`.
     """
 
     train: str | list[str]
     share: float = 1.0
     rate: float = 1.0
+    rates: dict[str, float] = {}
     layer_decay: float = 1.0
 
 
@@ -96,7 +98,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
             if count < 1:
                 continue  # fewer epochs than stages: the first ones go without
             left -= count
-            rates: dict[str, float | str] = {} if stage.rate == 1 else {"*": stage.rate}
+            rates: dict[str, float | str] = {**stage.rates, **({} if stage.rate == 1 else {"*": stage.rate})}
             phases.append(
                 Phase(stage.train, epochs=count if after else None, rates=rates, layer_decay=stage.layer_decay)
             )
