@@ -5,10 +5,10 @@
 Each task has a file NAME.json, written anew after every training, so that a grid that was stopped goes on where it was:
 
     {"task": its name, "size": ..., "built": ..., "pool": examples, "test": examples, "classes": how many,
-     "recipe": {...}, "torch": its version,
-     "trials": [{"candidate": its name, "seed": ..., "seconds": of training and evaluation on the part held out,
+     "recipe": {...}, "candidates": their names, "scratch": the one from fresh weights, "torch": its version,
+     "trials": [{"candidate": its name, "seed": ..., "seconds": of the processor, for training and for evaluation on the pool,
                  "score": accuracy on the part of the pool held out, "held": "1101..." a digit an example held out,
-                 "loss": cross-entropy there, "train_accuracy": ..., "train_loss": ...,
+                 "losses": cross-entropy of each of them, "train_accuracy": ..., "train_loss": ...,
                  "test": accuracy on the test set, "hits": "1011..." a digit a test example}, ...]}
 
 With the same seed every candidate holds out the same examples, and hits are in the same order, so differences are paired.
@@ -19,60 +19,36 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
-from torch import nn
 
-import torchkeep as tk
-from torchkeep.core.transfer import Candidate, Stage
+from torchkeep.core.transfer import Candidate
+from torchkeep.sweeping import prepared
+from torchkeep.trials.candidates import candidates_for
 from torchkeep.trials.training import evaluate, try_out
+from torchkeep.trials.trying import Trials
 
 from .tasks import Task, named
 
 
-def candidates(task: Task) -> list[Candidate]:
-    """What the grid is made of."""
-    model = task.make()
-    head = tk.surgery.head_of(model)
-    names = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
-    names = [name for name in names if name != head]
-    found = [
-        Candidate("head", [Stage([head])]),
-        Candidate("lp-ft", [Stage([head], share=0.3), Stage(["*"], share=0.7, rate=0.3)]),
-        Candidate("full", [Stage(["*"])]),
-        Candidate("scratch", [Stage(["*"])], start="scratch"),
-    ]
-    groups = [[str(name) for name in group] for group in np.array_split(names, min(3, len(names)))]
-    found += [Candidate(f"from {k}", [Stage([*sum(groups[k:], []), head])]) for k in range(1, len(groups))]
-    return [*found, Candidate("first", [Stage([*groups[0], head])])]
-
-
-def prepared(task: Task, candidate: Candidate, seed: int) -> nn.Module:
-    """The network that a candidate starts from: with a fresh head, or fresh throughout."""
-    model = task.make()
-    tk.surgery.resize_head(model, len(task.pool.classes))
-    chosen = "*" if candidate.start == "scratch" else tk.surgery.head_of(model)
-    tk.surgery.reinitialise(model, chosen, seed=seed)
-    return model
-
-
-def trial(task: Task, candidate: Candidate, seed: int) -> dict[str, Any]:
-    """Train one candidate with one seed, and measure it on the test set."""
-    model = prepared(task, candidate, seed)
+def trial(trials: Trials, task: Task, candidate: Candidate, seed: int) -> dict[str, Any]:
+    """Train one candidate with one seed, as a sweep would without its cache, and measure it on the test set."""
+    model = trials.start(candidate, seed)
+    began = time.process_time()
     outcome = try_out(model, task.pool, candidate, task.recipe, seed=seed)
+    seconds = time.process_time() - began
     hits, _ = evaluate(model, task.held)
     return {
         "candidate": candidate.name,
         "seed": seed,
-        "seconds": round(outcome.seconds, 3),
+        "seconds": round(seconds, 3),
         "score": outcome.score,
         "held": digits(outcome.hits),
-        "loss": outcome.loss,
+        "losses": [round(loss, 5) for loss in outcome.losses.tolist()],
         "train_accuracy": outcome.train_accuracy,
         "train_loss": outcome.train_loss,
         "test": float(hits.double().mean()),
@@ -86,22 +62,32 @@ def digits(hits: torch.Tensor) -> str:
 
 
 def run(task: Task, folder: Path, seeds: Sequence[int] = range(5)) -> dict[str, Any]:
-    """The grid of one task, read from its file as far as it is there."""
-    path = folder / f"{task.name}.json"
-    found = json.loads(path.read_text()) if path.exists() else described(task)
+    """The grid of one task, read from its file as far as it is there and of the same task."""
+    path, found = folder / f"{task.name}.json", described(task)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        found["trials"] = kept.pop("trials") if kept | {"trials": []} == found else []
+    model, head = prepared(task.make, task.pool)
+    listed = candidates_for(model)
     done = {(one["candidate"], one["seed"]) for one in found["trials"]}
-    for seed in seeds:
-        for candidate in candidates(task):
-            if (candidate.name, seed) not in done:
-                found["trials"].append(trial(task, candidate, seed))
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(found))
-                part.rename(path)
+    missing = [(one, seed) for seed in seeds for one in listed if (one.name, seed) not in done]
+    trials = Trials(None, model, head, task.pool, listed, task.recipe)
+    for candidate, seed in missing:
+        found["trials"].append(trial(trials, task, candidate, seed))
+        write(path, found)
     return found
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a file of JSON, or leave the old one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.rename(path)
 
 
 def described(task: Task) -> dict[str, Any]:
     """A task's file before any training."""
+    candidates = candidates_for(task.make())
     return {
         "task": task.name,
         "size": task.size,
@@ -110,6 +96,8 @@ def described(task: Task) -> dict[str, Any]:
         "test": len(task.held),
         "classes": len(task.pool.classes),
         "recipe": msgspec.to_builtins(task.recipe),
+        "candidates": [candidate.name for candidate in candidates],
+        "scratch": next(candidate.name for candidate in candidates if candidate.start == "scratch"),
         "torch": torch.__version__,
         "trials": [],
     }

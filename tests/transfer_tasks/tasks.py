@@ -17,10 +17,10 @@ from torchkeep.core.transfer import Examples, Recipe
 
 from . import data, nets
 
-DIGITS = Recipe(epochs=20, batch=32, lr=1e-3, weight_decay=0.01)
-SHORT = Recipe(epochs=10, batch=32, lr=1e-3, weight_decay=0.01)
-PHOTOS = Recipe(epochs=8, batch=16, lr=1e-3, weight_decay=0.01)
-TEXTS = Recipe(epochs=6, batch=16, lr=2e-4, weight_decay=0.01)
+FEW = Recipe(epochs=40, batch=16, lr=2e-3)
+MANY = Recipe(epochs=15, batch=32, lr=2e-3)
+PHOTOS = Recipe(epochs=8, batch=16, lr=2e-3)
+TEXTS = Recipe(epochs=6, batch=16, lr=1e-3)
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,20 @@ def _large_digits() -> Examples:
 
 
 TASKS = (
-    Task("mnist-digits-50", nets.mnist_net, _mnist_like_digits, 50, 1000, DIGITS, "small", "similar", data.TEN),
-    Task("mnist-digits-500", nets.mnist_net, _mnist_like_digits, 500, 1000, SHORT, "large", "similar", data.TEN),
-    Task("mnist-turned-50", nets.mnist_net, _turned_digits, 50, 1000, DIGITS, "small", "different", data.TEN),
-    Task("mnist-turned-500", nets.mnist_net, _turned_digits, 500, 1000, SHORT, "large", "different", data.TEN),
-    Task("mnist-mnist-300", nets.mnist_net, _mnist, 300, 1000, SHORT, "large", "similar", data.TEN),
-    Task("mnist-scrambled-500", nets.mnist_net, _scrambled_mnist, 500, 1000, SHORT, "large", "different", data.TEN),
+    Task("mnist-digits-50", nets.mnist_net, _mnist_like_digits, 50, 1000, FEW, "small", "similar", data.TEN),
+    Task("mnist-digits-500", nets.mnist_net, _mnist_like_digits, 500, 1000, MANY, "large", "similar", data.TEN),
+    Task("mnist-turned-50", nets.mnist_net, _turned_digits, 50, 1000, FEW, "small", "different", data.TEN),
+    Task("mnist-turned-500", nets.mnist_net, _turned_digits, 500, 1000, MANY, "large", "different", data.TEN),
+    Task("mnist-mnist-300", nets.mnist_net, _mnist, 300, 1000, MANY, "large", "similar", data.TEN),
+    Task("mnist-scrambled-500", nets.mnist_net, _scrambled_mnist, 500, 1000, MANY, "large", "different", data.TEN),
     Task(
         "mnist-textures-60", nets.mnist_net, lambda: data.textures(28, 28, nets.MNIST_PIXELS),
-        60, 800, DIGITS, "small", "different", data.TEN,
+        60, 800, FEW, "small", "different", data.TEN,
     ),
-    Task("usps-mnist-100", nets.usps_net, _usps_like_mnist, 100, 1000, DIGITS, "small", "similar", data.TEN),
-    Task("usps-digits-500", nets.usps_net, _usps_like_digits, 500, 1000, DIGITS, "large", "similar", data.TEN),
-    Task("svhn-digits-50", nets.svhn_net, _house_digits, 50, 600, DIGITS, "small", "similar", data.TEN),
-    Task("svhn-mnist-200", nets.svhn_net, _house_mnist, 200, 600, SHORT, "large", "similar", data.TEN),
+    Task("usps-mnist-100", nets.usps_net, _usps_like_mnist, 100, 1000, FEW, "small", "similar", data.TEN),
+    Task("usps-digits-500", nets.usps_net, _usps_like_digits, 500, 1000, MANY, "large", "similar", data.TEN),
+    Task("svhn-digits-50", nets.svhn_net, _house_digits, 50, 600, FEW, "small", "similar", data.TEN),
+    Task("svhn-mnist-200", nets.svhn_net, _house_mnist, 200, 600, MANY, "large", "similar", data.TEN),
     Task(
         "lite0-scenes-100", nets.lite0, lambda: data.scenes(48, 48, nets.LITE0_PIXELS),
         100, 350, PHOTOS, "small", "similar",
