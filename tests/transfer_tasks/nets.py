@@ -96,30 +96,47 @@ def mobilenet() -> nn.Module:
     return model
 
 
+class Shortcut(nn.Module):
+    """What is added to what came before, normalised after it."""
+
+    def __init__(self, inputs: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm = nn.Linear(inputs, width), nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, before: Tensor, x: Tensor) -> Tensor:
+        normal: Tensor = self.LayerNorm(before + self.dropout(self.dense(x)))
+        return normal
+
+
+class Attention(nn.Module):
+    """Each token looks at the others, in several ways at once."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.heads = heads
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        asked = (layer(x) for layer in (self.query, self.key, self.value))
+        query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in asked)
+        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+        return seen.transpose(1, 2).flatten(2)
+
+
 class Layer(nn.Module):
-    """Attention and a feed-forward net, each with a shortcut and normalised after it."""
+    """Attention and a feed-forward net, each with a shortcut, under the names of BERT's files."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        named = lambda **parts: nn.ModuleDict(parts)  # noqa: E731
-        norm = lambda: nn.LayerNorm(width, eps=1e-12)  # noqa: E731
-        asked = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
-        self.attention = nn.ModuleDict(
-            {"self": nn.ModuleDict(asked), "output": named(dense=nn.Linear(width, width), LayerNorm=norm())}
-        )
-        self.intermediate = named(dense=nn.Linear(width, hidden))
-        self.output = named(dense=nn.Linear(hidden, width), LayerNorm=norm())
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.attention = nn.ModuleDict({"self": Attention(width, heads), "output": Shortcut(width, width, dropout)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.output = Shortcut(hidden, width, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """From [examples, tokens, width] to the same; `mask` is True where a token may be looked at."""
-        asked = [self.attention["self"][name](x) for name in ("query", "key", "value")]
-        query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in asked)
-        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
-        out = self.attention["output"]
-        x = out["LayerNorm"](x + self.dropout(out["dense"](seen.transpose(1, 2).flatten(2))))
-        y = self.output["dense"](functional.gelu(self.intermediate["dense"](x)))
-        normal: Tensor = self.output["LayerNorm"](x + self.dropout(y))
+        x = self.attention["output"](x, self.attention["self"](x, mask))
+        normal: Tensor = self.output(x, functional.gelu(self.intermediate["dense"](x)))
         return normal
 
 
@@ -136,7 +153,8 @@ class Sentences(nn.Module):
                 "LayerNorm": nn.LayerNorm(width, eps=1e-12),
             }
         )
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(width, 12, 4 * width, 0.1) for _ in range(layers))})
+        stack = nn.ModuleList(Layer(width, 12, 4 * width, 0.1) for _ in range(layers))
+        self.encoder = nn.ModuleDict({"layer": stack})
         self.classifier = nn.Linear(width, classes)
 
     def sentence(self, ids: Tensor) -> Tensor:
@@ -145,10 +163,11 @@ class Sentences(nn.Module):
         places = torch.arange(ids.shape[1], device=ids.device)
         x = self.embeddings["word_embeddings"](ids) + self.embeddings["position_embeddings"](places)
         x = self.embeddings["LayerNorm"](x + self.embeddings["token_type_embeddings"](torch.zeros_like(ids)))
-        for layer in self.encoder["layer"]:
+        for layer in self.encoder["layer"].children():
             x = layer(x, mask)
         kept = mask[..., None].to(x.dtype)
-        return (x * kept).sum(1) / kept.sum(1)
+        mean: Tensor = (x * kept).sum(1) / kept.sum(1)
+        return mean
 
     def forward(self, ids: Tensor) -> Tensor:
         scores: Tensor = self.classifier(self.sentence(ids))

@@ -184,7 +184,8 @@ def prove(task: Task, folder: Path, seeds: int = 5) -> Row:
 
 def _job(name: str, folder: Path) -> Row:
     torch.set_num_threads(1)
-    return prove(*named([name]), folder)
+    (task,) = named([name])
+    return prove(task, folder)
 
 
 def rows_of(tasks: Sequence[Task], folder: Path, workers: int = 2) -> list[Row]:
