@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,12 @@ def wheel(requirement: str) -> Path:
     """The wheel of a requirement; downloaded if it is not there."""
     start = "-".join(requirement.replace("-", "_").split("==")) + "-"
     kept = [path for path in folder().glob("*.whl") if path.name.startswith(start)]
-    return kept[0] if kept else fetch(requirement, folder())
+    if kept:
+        return kept[0]
+    folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder()) as fresh:  # another process may be downloading it, too
+        found = fetch(requirement, Path(fresh))
+        return found.rename(folder() / found.name)
 
 
 def member(requirement: str, name: str) -> bytes:
