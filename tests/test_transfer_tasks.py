@@ -109,3 +109,31 @@ def test_differences_are_paired() -> None:
     assert not gap.small
     assert proof.Paired.of([0.9, 0.7], [0.7, 0.8]).small
     assert str(gap) == "2.0 ± 0.0"
+
+
+def test_a_row_says_what_the_grid_measured() -> None:
+    accuracies = {"head": [0.70, 0.72], "full": [0.90, 0.91], "scratch": [0.60, 0.62]}
+    trials = [
+        {"candidate": name, "seed": seed, "seconds": 5.0, "test": value}
+        for name, values in accuracies.items()
+        for seed, value in reversed(list(enumerate(values)))
+    ]
+    told = {"task": "one", "pool": 10, "test": 100, "size": "small", "built": "similar", "scratch": "scratch"}
+    chose = {"chosen": "head", "textbook": "scratch", "verdict": "similar", "trials": 3, "full": 6, "seconds": 15.0}
+    row = proof.row_of({**told, "trials": trials}, chose)
+    assert (row.best, row.compute, row.seconds) == ("full", 0.5, 30.0)
+    assert (str(row.regret), str(row.textbook_regret), str(row.full_regret)) == (
+        "19.5 ± 0.5",
+        "29.5 ± 0.5",
+        "0.0 ± 0.0",
+    )
+    assert not row.regret.small
+    assert (row.benefit, row.agrees) == ("helps", True)
+    other = replace(row, verdict="ambiguous", gain=proof.Paired(-0.1, 0.01))
+    assert (other.benefit, other.agrees) == ("hurts", None)
+    assert (replace(other, verdict="similar").agrees, replace(other, verdict="different").agrees) == (False, True)
+    said = proof.summary([row, replace(other, verdict="similar"), replace(other, gain=proof.Paired(0.01, 0.02))])
+    assert said[2].endswith("| 0 of 3 tasks |")
+    assert said[7].endswith("| 1 of 2 |")
+    assert said[8].endswith("| 1, in 1 of them transfer does not matter |")
+    assert "**19.5 ± 0.5**" in proof.page([row])

