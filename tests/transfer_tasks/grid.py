@@ -72,6 +72,7 @@ def run(task: Task, folder: Path, seeds: Sequence[int] = range(5)) -> dict[str, 
     done = {(one["candidate"], one["seed"]) for one in found["trials"]}
     missing = [(one, seed) for seed in seeds for one in listed if (one.name, seed) not in done]
     trials = Trials(None, model, head, task.pool, listed, task.recipe)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # what the first optimizer imports costs seconds
     for candidate, seed in missing:
         found["trials"].append(trial(trials, task, candidate, seed))
         write(path, found)
