@@ -7,7 +7,8 @@
         [--minutes 30] [--others 5] [--targets unpickler,torch_zip] [--tools guided,made] [--keep build/fuzz]
     python tests/prove.py --collect build/fuzz/results.jsonl      write down what was run before, or elsewhere
 
-`transfer` writes docs/proofs-transfer.md, and does not do again what it finds in the folder of its trials.
+`transfer` writes docs/proofs-transfer.md, or prints the page where only some tasks are named. It does not do again what it
+finds in the folder of its trials.
 
 Each proof is the long form of a test of the suite. All but the last stop with an error at the first failure; fuzzing goes
 on, keeps what broke a reader, and ends with an error. Rows of the page that were not proved again stay as they are.
@@ -205,7 +206,10 @@ def transfer(options: argparse.Namespace) -> None:
     """Train every candidate of every task, let the library choose, and write how far its choice is behind the best."""
     rows = rows_of(named(options.tasks), options.trials)
     print("\n".join(summary(rows)), flush=True)
-    (ROOT / "docs" / "proofs-transfer.md").write_text(page(rows))
+    if options.tasks:
+        print(page(rows))
+    else:
+        (ROOT / "docs" / "proofs-transfer.md").write_text(page(rows))
 
 
 FUZZ_HEAD = "| target | tool | minutes | inputs | a second | edges | features | corpus | broke it | day |"

