@@ -47,7 +47,7 @@ bench: $(STAMP) $(PEERS)/.installed $(DOCTOR)/.installed  ## beside other savers
 	$(BIN)/python -m benchmarks.doctors $(CURVES)/tuning $(CURVES)/scoring $(CURVES)/confirming $(CURVES)/final $(CURVES)/fresh \
 		--python $(DOCTOR)/bin/python --write docs/benchmarks-doctors.md
 
-prove: $(STAMP)  ## the long proofs; writes docs/proofs.md
+prove: $(STAMP)  ## the long proofs; writes docs/proofs.md and docs/proofs-transfer.md
 	$(BIN)/python tests/prove.py
 
 docs: $(STAMP)   ## run every example in README and docs

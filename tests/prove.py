@@ -1,10 +1,15 @@
 """The long proofs, longer than a test run may take: `make prove`. Writes docs/proofs.md.
 
-    python tests/prove.py [resume] [kills] [power] [prune] [flips] [mutants] [structures] [dropout] [fuzz]   all of them, if none is named
+    python tests/prove.py [resume] [kills] [power] [prune] [flips] [mutants] [structures] [dropout] [fuzz] [transfer]
+        all of them, if none is named
         [--resume 500] [--kills 200] [--power 5000] [--prune 60] [--flips 1000] [--mutants 30000]
         [--structures 12000] [--dropout 5] [--seed N]
+        [--tasks NAME,NAME] [--trials build/transfer]
         [--minutes 30] [--others 5] [--targets unpickler,torch_zip] [--tools guided,made] [--keep build/fuzz]
     python tests/prove.py --collect build/fuzz/results.jsonl      write down what was run before, or elsewhere
+
+`transfer` writes docs/proofs-transfer.md, or prints the page where only some tasks are named. It does not do again what it
+finds in the folder of its trials.
 
 Each proof is the long form of a test of the suite. All but the last stop with an error at the first failure; fuzzing goes
 on, keeps what broke a reader, and ends with an error. Rows of the page that were not proved again stay as they are.
@@ -38,6 +43,8 @@ from test_resuming_property import random_runs
 from test_retention import save_and_let_go
 from test_running import kill_at_random
 from test_verifying import flips, flips_of_a_file
+from transfer_tasks.proof import page, rows_of, summary
+from transfer_tasks.tasks import named
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +52,7 @@ ROOT = Path(__file__).parents[1]
 # Each proof, and how many of its trials there are; fuzzing counts minutes.
 SECTIONS = {
     "resume": 500, "kills": 200, "power": 5000, "prune": 60, "flips": 1000, "mutants": 30_000,
-    "structures": 12_000, "dropout": 5, "fuzz": 0,
+    "structures": 12_000, "dropout": 5, "fuzz": 0, "transfer": 0,
 }  # fmt: skip
 
 
@@ -204,6 +211,16 @@ def fuzz_row(result: campaign.Result) -> str:
     return f"| {' | '.join([*cells, str(len(result.broken)), result.day])} |"
 
 
+def transfer(options: argparse.Namespace) -> None:
+    """Train every candidate of every task, let the library choose, and write how far its choice is behind the best."""
+    rows = rows_of(named(options.tasks), options.trials)
+    print("\n".join(summary(rows)), flush=True)
+    if options.tasks:
+        print(page(rows))
+    else:
+        (ROOT / "docs" / "proofs-transfer.md").write_text(page(rows))
+
+
 FUZZ_HEAD = "| target | tool | minutes | inputs | a second | edges | features | corpus | broke it | day |"
 PROOF_HEAD = "| what was done | outcome | seconds |"
 FUZZ_TEXT = """Every reader gets inputs that no writer wrote; whatever opens is walked, printed, loaded and verified. Only errors of
@@ -261,6 +278,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--targets", type=lambda text: text.split(","), default=[])
     parser.add_argument("--tools", type=lambda text: text.split(","), default=list(campaign.TOOLS))
     parser.add_argument(
+        "--tasks", type=lambda text: text.split(","), default=[], help="of transfer; all, if none is named"
+    )
+    parser.add_argument("--trials", type=Path, default=ROOT / "build" / "transfer", help="for the trials of transfer")
+    parser.add_argument(
         "--keep", type=Path, default=ROOT / "build" / "fuzz", help="for results, and what broke a reader"
     )
     parser.add_argument("--collect", type=Path)
@@ -296,6 +317,8 @@ def main() -> None:
         row = f"| {(proof.__doc__ or '').strip()} | {outcome} | {time.perf_counter() - started:.0f} |"
         print(row, flush=True)
         write_page(options.write, [row], [])
+    if "transfer" in sections:
+        transfer(options)
     if "fuzz" in sections:
         results = fuzz(options)
         write_page(options.write, [], [fuzz_row(result) for result in results])
