@@ -91,12 +91,16 @@ def page(found: dict[str, list[tuple[float, float, float]]], rounds: int) -> str
     lines = [
         "# What keeping activations saves",
         "",
-        f"Written by `python -m benchmarks.sweeping --rounds {rounds}`: {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}.",
+        (
+            f"Written by `python -m benchmarks.sweeping --rounds {rounds}`: {os.cpu_count()} cores, Python "
+            f"{platform.python_version()}, torch {torch.__version__}."
+        ),
         "",
-        f"EfficientNet-Lite0 with ImageNet's weights, 100 images of 64 x 64 pixels, {RECIPE.epochs} epochs in batches of "
-        f"{RECIPE.batch}, one thread. Medians of {rounds} rounds, in each of which both ways take turns; seconds of the processor, "
-        "with the evaluation at the end. All trainings of a candidate ended with the same bits.",
+        (
+            f"EfficientNet-Lite0 with ImageNet's weights, 100 images of 64 x 64 pixels, {RECIPE.epochs} epochs in batches of "
+            f"{RECIPE.batch}, one thread. Medians of {rounds} rounds, in each of which both ways take turns; seconds of the processor, "
+            "with the evaluation at the end. All trainings of a candidate ended with the same bits."
+        ),
         "",
         "| trained | run each time, s | kept, first training, s | later trainings, s | faster, first | faster, later |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -108,8 +112,10 @@ def page(found: dict[str, list[tuple[float, float, float]]], rounds: int) -> str
         lines.append(f"| {name} | {plain:.1f} | {first:.1f} | {later:.1f} | {once:.1f} times | {often:.1f} times |")
     lines += [
         "",
-        "`stage 4` trains the last quarter of the network and its head. Later trainings are those of other seeds, and of other "
-        "candidates that freeze the same, as `lp-ft` does while it trains the head.",
+        (
+            "`stage 4` trains the last quarter of the network and its head. Later trainings are those of other seeds, and of "
+            "other candidates that freeze the same, as `lp-ft` does while it trains the head."
+        ),
     ]
     return "\n".join(lines) + "\n"
 
