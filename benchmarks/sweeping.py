@@ -28,8 +28,7 @@ from torchkeep.trials.caching import Cache
 from torchkeep.trials.candidates import candidates_for
 from torchkeep.trials.training import try_out
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples" / "digits"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 from network import EfficientNetLite0, imagenet_weights
 
 RECIPE = Recipe(epochs=20, batch=16)
