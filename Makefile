@@ -42,6 +42,7 @@ bench: $(STAMP) $(PEERS)/.installed $(DOCTOR)/.installed  ## beside other savers
 	$(PEERS)/bin/python -m benchmarks.disk --write docs/benchmarks-disk.md
 	$(BIN)/python benchmarks/opening.py --write docs/benchmarks-opening.md
 	$(BIN)/python -m benchmarks.editing --write docs/benchmarks-editing.md
+	$(BIN)/python -m benchmarks.sweeping --write docs/benchmarks-sweeping.md
 	$(BIN)/python benchmarks/peers.py --write docs/peers.md
 	$(PEERS)/bin/python -m benchmarks.loading --write docs/benchmarks-loading.md
 	$(BIN)/python -m benchmarks.doctors $(CURVES)/tuning $(CURVES)/scoring $(CURVES)/confirming $(CURVES)/final $(CURVES)/fresh \

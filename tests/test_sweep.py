@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import torchkeep as tk
+from architectures_surgery import ViT
 from models import TinyNet, state_bits
 from torchkeep.core.transfer import Examples
 from torchkeep.errors import DataError, SelectorError
@@ -95,6 +96,15 @@ def test_the_weights_of_the_winner_are_ready_to_use(tmp_path: Path) -> None:
     assert right.equal(outcome.hits)
     rows = list(tk.read_history(report.snapshot).records)
     assert len(rows) == RECIPE.epochs + 1 and "val_accuracy" in rows[-1]
+
+
+def test_what_has_no_fresh_values_of_its_own_is_named() -> None:
+    generator = torch.Generator().manual_seed(0)
+    examples = Examples(torch.randn(12, 3, 32, 32, generator=generator), torch.arange(12) % 2, ("a", "b"))
+    candidates = [tk.Candidate("fresh", [tk.Stage("*")], start="scratch")]
+    report = tk.sweep(ViT(), examples, recipe=tk.Recipe(epochs=1), seeds=1, candidates=candidates)
+    assert len(report.notes) == 1 and "cls_token, pos_embed" in report.notes[0]
+    assert report.notes[0] in str(report)
 
 
 def test_a_grid_holds_every_trial() -> None:
@@ -285,5 +295,8 @@ def test_wrong_candidates_are_refused() -> None:
         tk.sweep(net(), stripes(), candidates=twice)
     with pytest.raises(ValueError, match="seeds"):
         tk.sweep(net(), stripes(), seeds=0)
+    for empty in (nn.Identity(), nn.LazyLinear(3), nn.Linear(2, 3, device="meta")):
+        with pytest.raises(DataError, match="no weights"):
+            tk.sweep(empty, stripes())
     with pytest.raises(DataError, match="not a model"):
         tk.sweep(lambda: 3, stripes())  # type: ignore[arg-type,return-value]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .core.live import unwrapped
 from .core.sweep_report import SweepReport, Tried
@@ -109,6 +110,9 @@ def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples) -> 
     if not isinstance(given, nn.Module):
         raise DataError(f"the function gives a {type(given).__name__}, not a model", hint="give one that makes a model")
     made = copy.deepcopy(unwrapped(given))
+    held = list(made.parameters())
+    if not held or any(is_lazy(one) or one.is_meta for one in held):
+        raise DataError("the model has no weights to start from", hint="load them first: tk.load_into(model, file)")
     check_usable(examples, made)
     unfreeze(made)
     with kept_generators(made):

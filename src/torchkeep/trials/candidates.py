@@ -14,7 +14,8 @@ from ..core.transfer import Candidate, Stage
 from ..freezing import DROPOUTS, NORMS, View
 from ..freezing.view import numel
 
-BODY = 0.3  # rate of pretrained layers beside that of the fresh head
+BODY = 0.3  # rate of the last pretrained layer beside that of the fresh head
+DECAY = 0.9  # of the rate, for each step further down
 
 
 def candidates_for(model: nn.Module, count: int = 4, *, head: str | None = None) -> list[Candidate]:
@@ -25,7 +26,8 @@ def candidates_for(model: nn.Module, count: int = 4, *, head: str | None = None)
     ['head', 'lp-ft', 'stage 2', 'stage 1', 'full', 'scratch']
 
     What lies below the head is cut into stages of equally many steps of the network. The head, which is the last layer
-    and the dropout before it, learns at the base rate and what is pretrained at 0.3 of it.
+    and the dropout before it, learns at the base rate and what is pretrained at 0.3 of it, less by a tenth for each
+    step further down.
 
     Args:
         model: with its head.
@@ -36,18 +38,22 @@ def candidates_for(model: nn.Module, count: int = 4, *, head: str | None = None)
     *below, last = layers_of(model, head)
     fast = {_exactly(path): 1.0 for path in last if any(True for _ in module_at(model, path).parameters())}
     top = [_exactly(path) for path in last]
-    whole = Candidate("full", [Stage("*", rate=BODY, rates=fast)])
-    scratch = Candidate("scratch", [Stage("*")], start="scratch")
+
+    def body(train: str | list[str], share: float = 1.0) -> Stage:
+        return Stage(train, share=share, rate=BODY, rates=fast, layer_decay=DECAY)
+
+    whole, scratch = Candidate("full", [body("*")]), Candidate("scratch", [Stage("*")], start="scratch")
     stages = stages_of(below, count)
     if not stages:
         return [whole, scratch]
     found = [Candidate("head", [Stage(_one(top))])]
-    found.append(Candidate("lp-ft", [Stage(_one(top), share=1 / 3), Stage("*", share=2 / 3, rate=BODY, rates=fast)]))
+    found.append(Candidate("lp-ft", [Stage(_one(top), share=1 / 3), body("*", 2 / 3)]))
     total = len(stages)
-    for start, end in [*((start, total) for start in range(total - 1, 0, -1)), *([(0, 1)] if total > 1 else [])]:
+    windows = [(start, total) for start in range(total - 1, 0, -1)]
+    for start, end in [*windows, (0, 1)] if total > 1 else []:
         paths = [_exactly(path) for stage in stages[start:end] for path in stage]
         name = f"stage {end}" if end - start == 1 else f"stages {start + 1}-{end}"
-        found.append(Candidate(name, [Stage([*paths, *top], rate=BODY, rates=fast)]))
+        found.append(Candidate(name, [body([*paths, *top])]))
     return [*found, whole, scratch]
 
 

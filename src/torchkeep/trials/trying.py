@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core.digests import digest_bytes, digest_tensor
 from ..core.live import named_buffers, named_parameters, spec_of
+from ..core.table import shorten
 from ..core.transfer import Candidate, Examples, Outcome, Recipe
 from ..errors import DataError, RunLockedError
 from ..running import Run, local_store
@@ -72,6 +73,11 @@ class Trials:
             "candidates": digest_bytes(repr(list(candidates)).encode()),
             "recipe": digest_bytes(repr(recipe).encode()),
         }
+        if any(candidate.start == "scratch" for candidate in candidates):
+            left = fresh(copy.deepcopy(model), 0)
+            if left:
+                note = f"no module makes fresh values for {shorten(left, 3)}; from scratch they got what is usual"
+                self.notes.append(note)
         self._made_of = made_of
         self._study = Study(folder, list(self._candidates), made_of)
         self._known = self._study.finished()
