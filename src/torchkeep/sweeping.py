@@ -18,7 +18,7 @@ from .core.transfer import Candidate, Examples, Outcome, Recipe
 from .errors import DataError
 from .freezing import unfreeze
 from .surgery import head_of, resize_head
-from .surgery.trial import kept_generators
+from .surgery.trial import kept_generators, undisturbed
 from .trials.caching import Cache
 from .trials.candidates import candidates_for, cost_of
 from .trials.comparing import Results, adjusted, choose, difference, seeds_of, zone_of
@@ -72,22 +72,20 @@ def sweep(
     """
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; each candidate needs one at least")
-    made, head = prepared(model, examples, seed)
-    device = next(made.parameters()).device
-    examples = _moved(examples, device)
-    _check(examples, made)
-    listed = list(candidates_for(made) if candidates is None else candidates)
+    made, head = prepared(model, examples)
+    examples = _moved(examples, next(made.parameters()).device)
+    listed = list(candidates_for(made, head=head) if candidates is None else candidates)
     names = [candidate.name for candidate in listed]
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"the candidates are {names}; there must be some, and each needs a name of its own")
     recipe = recipe or recipe_for(examples)
-    costs = {candidate.name: cost_of(made, candidate) for candidate in listed}
+    costs = {candidate.name: cost_of(made, candidate, head) for candidate in listed}
     home = None if folder is None else Path(folder)
     kept = Cache(examples, recipe.batch, limit=cache_limit, folder=home and home / "cache") if cache else None
     try:
         trials = Trials(home, made, head, examples, listed, recipe, cache=kept)
         numbers = range(seed, seed + seeds)
-        work = {name: 1 + 2 * cost[0] for name, cost in costs.items()}  # a step forward, and two for going back
+        work = {name: 0.1 + cost[0] for name, cost in costs.items()}
         found = grid(names, numbers, trials.outcomes) if exhaustive else race(names, numbers, work, trials.outcomes)
     finally:
         if kept is not None:
@@ -96,22 +94,68 @@ def sweep(
     return _report(found, listed, costs, recipe, head, trials, len(names) * seeds, notes)
 
 
-def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples, seed: int = 0) -> tuple[nn.Module, str]:
-    """A copy of a model with a head that fits the classes, everything trainable, and the path of the head."""
-    if isinstance(model, nn.Module):
-        made = copy.deepcopy(unwrapped(model))
-    else:
+def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples) -> tuple[nn.Module, str]:
+    """A copy of a model with a head that fits the classes, everything trainable, and the path of the head.
+
+    Raises:
+        DataError: the examples cannot be used, or not with this model.
+        SurgeryError: the head cannot be exchanged.
+    """
+    given: Any = model
+    if not isinstance(given, nn.Module):
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            made = unwrapped(model())
-    if not isinstance(made, nn.Module):
-        raise DataError(f"the function gives a {type(made).__name__}, not a model")
+            torch.manual_seed(0)
+            given = given()
+    if not isinstance(given, nn.Module):
+        raise DataError(f"the function gives a {type(given).__name__}, not a model", hint="give one that makes a model")
+    made = copy.deepcopy(unwrapped(given))
+    check_usable(examples, made)
     unfreeze(made)
     with kept_generators(made):
-        torch.manual_seed(seed)
-        head = head_of(made)
+        torch.manual_seed(0)
+        head = head_of(made, _first(examples, made))
         resize_head(made, len(examples.classes), name=head)
     return made, head
+
+
+def check_usable(examples: Examples, model: nn.Module) -> None:
+    """Refuse examples that nothing can be learned from, or that the model cannot take.
+
+    Raises:
+        DataError: there are too few, or of one class; labels are out of range; inputs are no numbers; the model fails.
+    """
+    title = examples.title or "the data set"
+    labels, classes = examples.labels, len(examples.classes)
+    if labels.dtype is not torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
+        raise DataError(
+            f"the labels of {title} are not int64 from 0 to {classes - 1}",
+            hint="number the classes from 0",
+        )
+    if sum(count > 1 for count in examples.counts) < 2:
+        raise DataError(
+            f"{title} has {len(examples)} examples of {sum(map(bool, examples.counts))} classes",
+            hint="give two classes at least, with two examples each at least",
+        )
+    inputs = examples.inputs
+    for tensor in [inputs] if isinstance(inputs, torch.Tensor) else inputs.values():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DataError(f"the inputs of {title} have NaN or infinite values", hint="leave those examples out")
+    try:
+        with undisturbed(model):
+            logits_of(model, _first(examples, model))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"the model cannot take what {title} has: {said}", hint="bring the inputs to what the model was made for"
+        ) from error
+
+
+def _first(examples: Examples, model: nn.Module) -> Any:
+    """The inputs of two examples, where the model is."""
+    device = next(model.parameters()).device
+    return _moved(examples.take(torch.arange(2)), device).inputs
 
 
 def recipe_for(examples: Examples) -> Recipe:
@@ -128,22 +172,6 @@ def _moved(examples: Examples, device: torch.device) -> Examples:
     else:
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     return Examples(inputs, examples.labels.to(device), examples.classes, examples.title, examples.notes)
-
-
-def _check(examples: Examples, model: nn.Module) -> None:
-    """Refuse examples that nothing can be learned from.
-
-    Raises:
-        DataError: they are too few, or of one class, or the model cannot take them.
-    """
-    if sum(count > 1 for count in examples.counts) < 2:
-        raise DataError(
-            f"{examples.title or 'the data set'} has {len(examples)} examples of {sum(map(bool, examples.counts))} "
-            "classes; two classes with two examples each are the least",
-            hint="give more examples",
-        )
-    logits_of(model.eval(), examples.take(torch.arange(1)).inputs)
-    model.train()
 
 
 def _report(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from .table import Table, human_count
 from .transfer import Candidate, Outcome, Recipe
@@ -124,12 +127,22 @@ class SweepReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON has it, without single examples."""
-        candidates = [{key: getattr(one, key) for key in one.__dataclass_fields__} for one in self.candidates]
         return {
-            "candidates": candidates,
+            "candidates": [{key: _finite(value) for key, value in vars(one).items()} for one in self.candidates],
             "chosen": self.chosen,
             "best": self.best,
             "why": self.why,
+            "plan": msgspec.to_builtins(self.plan),
+            "recipe": msgspec.to_builtins(self.recipe),
+            "head": self.head,
             "snapshot": self.snapshot,
+            "trials": len(self.outcomes),
+            "full": self.full,
+            "seconds": self.seconds,
             "notes": list(self.notes),
         }
+
+
+def _finite(value: Any) -> Any:
+    """A value as JSON has it: what is no number is nothing."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -25,7 +25,7 @@ from ..core.table import human_bytes
 from ..core.transfer import Examples
 from ..errors import SurgeryError
 from ..freezing import freeze_state, is_held
-from ..surgery.trial import Values, kept_generators, undisturbed, version_of
+from ..surgery.trial import kept_generators, undisturbed
 from .rows import Rows, rows_on_disk
 from .training import logits_of
 
@@ -104,7 +104,7 @@ class Cache:
             examples: all of them.
             batch: how many the prefix is run on at a time: as many as in a step of training.
             limit: bytes that are kept in memory, at most.
-            folder: where more than that goes, as safetensors files; without one it is not kept.
+            folder: on the disk that takes more than that; without one it is not kept.
         """
         self.notes: list[str] = []
         self._examples, self._batch, self._limit, self._folder = examples, batch, limit, folder
@@ -201,7 +201,8 @@ class Cache:
                 tensors = [tensor for part in kept for tensor in leaves_of(given[part.path, part.number])]
                 if not made:
                     made = self._room(leaves, tensors, None if in_memory else self._folder)
-                if not all([rows.put(start, tensor) for rows, tensor in zip(made, tensors, strict=True)]):
+                alike = [rows.put(start, tensor) for rows, tensor in zip(made, tensors, strict=True)]
+                if not all(alike):
                     self._fail(key, "what it gives differs from batch to batch where it should not")
                     return False
         self._used += nbytes if in_memory else 0
@@ -221,7 +222,6 @@ class Cache:
         places = torch.randperm(len(self._examples), generator=torch.Generator().manual_seed(size))
         places = places.repeat(-(-size // len(places)))[:size]
         examples = self._examples.take(places)
-        held = [buffer for module in model.modules() if is_held(module) for buffer in module.buffers(recurse=False)]
         wanted = {(part.path, part.number) for part in store.parts[-store.kept :]}
 
         def run(replay: Replay | None) -> list[torch.Tensor]:
@@ -237,19 +237,25 @@ class Cache:
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             return [scores, *(one for one in gradients if one is not None), *_tensors(given, store)]
 
-        values = Values(model.buffers())
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        held = {id(buffer) for module in model.modules() if is_held(module) for buffer in module.buffers()}
+
+        def restore() -> None:  # all of them: batch normalisation does not count as writing to its statistics
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
         try:
-            before = [version_of(buffer) for buffer in held]
             real = run(None)
-            if before != [version_of(buffer) for buffer in held]:
-                return False
-            values.restore()
+            if any(id(buffer) in held and not _same([buffer], [value]) for buffer, value in buffers):
+                return False  # running it is more than what it gives
+            restore()
             for own in dict.fromkeys([store.real, True]):
                 replay = Replay(model, store, batch, fill=float("nan"), real=own)
                 try:
                     stood = run(replay)
                 except Exception:  # the model does something with the stand-ins that cannot be done to them
-                    values.restore()
+                    restore()
                     continue
                 store.real = own
                 kept = [
@@ -258,7 +264,7 @@ class Cache:
                 return _same(real, [*stood, *kept])
             return False
         finally:
-            values.restore()
+            restore()
 
 
 class Scores:
@@ -395,6 +401,7 @@ def frozen_calls(model: nn.Module, inputs: Any) -> list[_Call]:
             counts[path] += 1
             if active:
                 raise _EnoughError
+            before = len(found)
             inside += frozen
             try:
                 output = forward(*args, **kwargs)
@@ -402,6 +409,9 @@ def frozen_calls(model: nn.Module, inputs: Any) -> list[_Call]:
                 inside -= frozen
             if frozen and not inside:
                 found.append(_Call((path, number), output))
+            elif not inside and any(one.requires_grad for one in module.parameters()):
+                del found[before:]  # it uses what is trained in it without calling the modules that have it
+                raise _EnoughError
             return output
 
         return watch

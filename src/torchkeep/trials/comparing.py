@@ -76,7 +76,7 @@ def adjusted(found: Results, names: Sequence[str], figures: Mapping[tuple[str, i
         wanted[row] = figures[name, seed]
     rows[-1, len(names) :] = 1  # the seeds add nothing together
     solved = np.linalg.lstsq(rows, wanted, rcond=None)[0]
-    return {name: float(solved[place]) for place, name in enumerate(names)}
+    return {name: round(float(solved[place]), 12) + 0.0 for place, name in enumerate(names)}
 
 
 def standing(found: Results, names: Sequence[str]) -> list[str]:

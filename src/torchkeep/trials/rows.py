@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
-import weakref
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-
-from ..core.tensors import dtype_name
 
 
 class Rows:
@@ -54,43 +49,31 @@ class Rows:
 
 def layout(like: torch.Tensor, dim: int | None, count: int) -> tuple[list[int], tuple[int, ...]]:
     """The order in which the dimensions of a tensor lie in memory, and the shape in that order for all examples."""
-    order = sorted(range(like.dim()), key=lambda place: (-int(like.stride(place)), place))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda place: (-strides[place], place))
     if dim is None:
         return order, (0,)
     return order, tuple(count if place == dim else like.shape[place] for place in order)
 
 
 def rows_on_disk(folder: Path, tensors: Sequence[tuple[torch.Tensor, int | None]], count: int) -> list[Rows]:
-    """Room in a safetensors file of a folder, which goes when the rows do.
+    """Room on the disk, in files without a name, which go with the process, however that ends.
 
     Args:
-        folder: made if need be.
+        folder: on the disk; made if need be.
         tensors: what the module gave for the first batch, each with the dimension of its examples.
         count: how many examples there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.safetensors"
-    header, end, sizes = {}, 0, []
-    for number, (tensor, dim) in enumerate(tensors):
+    made = []
+    for tensor, dim in tensors:
         shape = layout(tensor, dim, count)[1]
         nbytes = torch.Size(shape).numel() * tensor.element_size()
-        name = {"dtype": dtype_name(tensor.dtype), "shape": list(shape), "data_offsets": [end, end + nbytes]}
-        header[f"rows.{number}"] = name
-        sizes.append((shape, end, nbytes))
-        end += nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64 + 56)
-    start = 8 + len(text)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(start + end)
-    made = []
-    for (tensor, dim), (shape, offset, nbytes) in zip(tensors, sizes, strict=True):
         memory = None
         if nbytes:
-            mapped = np.memmap(path, dtype=np.uint8, mode="r+", offset=start + offset, shape=(nbytes,))
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.truncate(nbytes)
+                mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(nbytes,))
             memory = torch.from_numpy(mapped).view(tensor.dtype).view(shape)
         made.append(Rows(tensor, dim, count, memory))
-    for rows in made[:1]:
-        weakref.finalize(rows, path.unlink, missing_ok=True)
     return made

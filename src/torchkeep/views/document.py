@@ -18,6 +18,7 @@ from ..core.report import LoadReport, VerifyReport
 from ..core.salvage_report import SalvageReport
 from ..core.scan_report import ScanReport
 from ..core.snapshot import RunSummary
+from ..core.sweep_report import SweepReport
 from ..core.tensors import dtype_name
 from ..errors import TorchkeepError
 
@@ -45,6 +46,8 @@ def document(noun: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, SweepReport):
+        return value.as_dict()
     if isinstance(value, About):
         return msgspec.to_builtins(written(value)) | {"preprocessing": _plain(value.preprocessing)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
