@@ -68,7 +68,7 @@ def run(task: Task, folder: Path, seeds: Sequence[int] = range(5)) -> dict[str, 
         kept = json.loads(path.read_text())
         found["trials"] = kept.pop("trials") if kept | {"trials": []} == found else []
     model, head = prepared(task.make, task.pool)
-    listed = candidates_for(model)
+    listed = candidates_for(model, head=head)
     done = {(one["candidate"], one["seed"]) for one in found["trials"]}
     missing = [(one, seed) for seed in seeds for one in listed if (one.name, seed) not in done]
     trials = Trials(None, model, head, task.pool, listed, task.recipe)
@@ -88,7 +88,8 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 def described(task: Task) -> dict[str, Any]:
     """A task's file before any training."""
-    candidates = candidates_for(task.make())
+    model, head = prepared(task.make, task.pool)
+    candidates = candidates_for(model, head=head)
     return {
         "task": task.name,
         "size": task.size,

@@ -25,6 +25,7 @@ import torch
 
 import torchkeep as tk
 from torchkeep.core.transfer import AMBIGUOUS, SIMILAR, Candidate
+from torchkeep.sweeping import prepared
 from torchkeep.trials.candidates import candidates_for
 
 from . import grid
@@ -123,13 +124,13 @@ def same(wanted: Candidate, listed: Iterable[Candidate]) -> str:
 def told(task: Task) -> dict[str, Any]:
     """What the library says of a task without training, and the candidate of the grid that the textbook's plan is."""
     advice = tk.advise(task.make, task.pool, old_labels=task.old_labels, recipe=task.recipe, seed=FIRST)
-    model = task.make()
-    coarse = {one.name: one for one in candidates_for(model, count=2)}
+    model, head = prepared(task.make, task.pool)
+    coarse = {one.name: one for one in candidates_for(model, 2, head=head)}
     return {
         "verdict": advice.similarity.verdict,
         "signals": [[one.code, one.value, one.low, one.high, one.says] for one in advice.similarity.signals],
         "scenario": advice.scenario,
-        "textbook": same(coarse[advice.plan.name], candidates_for(model)),
+        "textbook": same(coarse[advice.plan.name], candidates_for(model, head=head)),
     }
 
 
