@@ -276,7 +276,7 @@ def spoilt(**changes: Any) -> Examples:
         (spoilt(labels=torch.zeros(40, dtype=torch.int64)), "classes"),
         (spoilt(labels=torch.arange(40) % 5), "from 0 to 3"),
         (spoilt(labels=torch.arange(40) % 4 - 1), "from 0 to 3"),
-        (spoilt(inputs=torch.zeros(0, 1, 5, 5), labels=torch.zeros(0, dtype=torch.int64)), "0 examples"),
+        (spoilt(inputs=torch.zeros(0, 1, 5, 5), labels=torch.zeros(0, dtype=torch.int64)), "there are no examples"),
         (spoilt(inputs=torch.full((40, 1, 5, 5), torch.nan)), "NaN"),
         (spoilt(inputs=torch.zeros(40, 3, 5, 5)), "cannot take"),
     ],

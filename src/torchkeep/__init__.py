@@ -58,8 +58,6 @@ from .core.tree import Global as Global
 from .core.tree import Record as Record
 from .core.version import __version__ as __version__
 from .diagnosing import diagnose as diagnose
-from .examples import check_examples as check_examples
-from .examples import read_examples as read_examples
 from .exporting import export as export
 from .freezing import enter_phase as enter_phase
 from .freezing import freeze as freeze
@@ -69,6 +67,8 @@ from .freezing import param_groups as param_groups
 from .freezing import read_spec as read_spec
 from .freezing import unfreeze as unfreeze
 from .freezing import write_spec as write_spec
+from .gathering import check_examples as check_examples
+from .gathering import read_examples as read_examples
 from .inspecting import inspect as inspect
 from .lineage import about as about
 from .loading import LoadReport as LoadReport

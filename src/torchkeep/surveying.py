@@ -18,8 +18,8 @@ from .core.survey import Growth, Reached, Survey, judged
 from .core.table import shorten
 from .core.transfer import Examples
 from .errors import DataError, SurgeryError
-from .examples import CONVS, check_examples, few, first_layer, on_device_of, read_examples, tried
 from .freezing.view import numel
+from .gathering import CONVS, check_examples, few, first_layer, on_device_of, read_examples, tried
 from .surgery import head_of
 from .surgery.layers import site_of
 from .surgery.trial import undisturbed

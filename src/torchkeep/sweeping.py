@@ -18,13 +18,13 @@ from .core.sweep_report import SweepReport, Tried
 from .core.transfer import Candidate, Examples, Outcome, Recipe
 from .errors import DataError
 from .freezing import unfreeze
+from .gathering import check_examples, few, on_device_of
 from .surgery import head_of, resize_head
-from .surgery.trial import kept_generators, undisturbed
+from .surgery.trial import kept_generators
 from .trials.caching import Cache
 from .trials.candidates import candidates_for, cost_of
 from .trials.comparing import Results, adjusted, choose, difference, seeds_of, zone_of
 from .trials.racing import grid, race
-from .trials.training import logits_of
 from .trials.trying import Trials
 
 
@@ -113,53 +113,13 @@ def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples) -> 
     held = list(made.parameters())
     if not held or any(is_lazy(one) or one.is_meta for one in held):
         raise DataError("the model has no weights to start from", hint="load them first: tk.load_into(model, file)")
-    check_usable(examples, made)
+    check_examples(examples, made)
     unfreeze(made)
     with kept_generators(made):
         torch.manual_seed(0)
-        head = head_of(made, _first(examples, made))
+        head = head_of(made, on_device_of(made, few(examples).inputs))
         resize_head(made, len(examples.classes), name=head)
     return made, head
-
-
-def check_usable(examples: Examples, model: nn.Module) -> None:
-    """Refuse examples that nothing can be learned from, or that the model cannot take.
-
-    Raises:
-        DataError: there are too few, or of one class; labels are out of range; inputs are no numbers; the model fails.
-    """
-    title = examples.title or "the data set"
-    labels, classes = examples.labels, len(examples.classes)
-    if labels.dtype is not torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
-        raise DataError(
-            f"the labels of {title} are not int64 from 0 to {classes - 1}",
-            hint="number the classes from 0",
-        )
-    if sum(count > 1 for count in examples.counts) < 2:
-        raise DataError(
-            f"{title} has {len(examples)} examples of {sum(map(bool, examples.counts))} classes",
-            hint="give two classes at least, with two examples each at least",
-        )
-    inputs = examples.inputs
-    for tensor in [inputs] if isinstance(inputs, torch.Tensor) else inputs.values():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise DataError(f"the inputs of {title} have NaN or infinite values", hint="leave those examples out")
-    try:
-        with undisturbed(model):
-            logits_of(model, _first(examples, model))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
-        said = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"the model cannot take what {title} has: {said}", hint="bring the inputs to what the model was made for"
-        ) from error
-
-
-def _first(examples: Examples, model: nn.Module) -> Any:
-    """The inputs of two examples, where the model is."""
-    device = next(model.parameters()).device
-    return _moved(examples.take(torch.arange(2)), device).inputs
 
 
 def recipe_for(examples: Examples) -> Recipe:

@@ -26,6 +26,7 @@ from .core.names import Selector
 from .core.transfer import Candidate, Examples, Recipe, Stage
 from .diagnosing import diagnose
 from .errors import DataError
+from .gathering import check_examples
 from .surgery import set_dropout
 from .surgery.trial import kept_generators
 from .trials.memory import Dict, Journal, Memory
@@ -95,6 +96,7 @@ def tune_dropout(
         raise ValueError(f"start={start}, step={step}, most={most}, trials={trials}: it must be 0 < start <= most < 1")
     recipe, setting = recipe or Recipe(), setting or Setting()
     if examples is not None:
+        check_examples(examples, _made(make_model, numbers[0]))
         train_fn = partial(_train, examples=examples, recipe=recipe)
         splits = [split(examples, number) for number in numbers]
         judged = torch.cat([held for _, held in splits]).unique()  # by one seed or another

@@ -14,7 +14,7 @@ from ..core.advice import Advice
 from ..core.live import unwrapped
 from ..core.transfer import Candidate, Examples, Recipe
 from ..errors import DataError
-from ..examples import check_examples, few, on_device_of, read_examples
+from ..gathering import check_examples, few, on_device_of, read_examples
 from ..loading import load_into
 from ..pointing import checkpoint_of
 from ..sensing import similarity

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from ..core.live import module_at, named_modules, unwrapped
-from ..core.names import is_under
+from ..core.names import is_under, selection_of
 from ..core.transfer import Candidate, Stage
 from ..freezing import DROPOUTS, NORMS, View
 from ..freezing.view import numel
@@ -36,8 +35,8 @@ def candidates_for(model: nn.Module, count: int = 4, *, head: str | None = None)
     """
     model = unwrapped(model)
     *below, last = layers_of(model, head)
-    fast = {_exactly(path): 1.0 for path in last if any(True for _ in module_at(model, path).parameters())}
-    top = [_exactly(path) for path in last]
+    fast = {selection_of(path): 1.0 for path in last if any(True for _ in module_at(model, path).parameters())}
+    top = [selection_of(path) for path in last]
 
     def body(train: str | list[str], share: float = 1.0) -> Stage:
         return Stage(train, share=share, rate=BODY, rates=fast, layer_decay=DECAY)
@@ -51,7 +50,7 @@ def candidates_for(model: nn.Module, count: int = 4, *, head: str | None = None)
     total = len(stages)
     windows = [(start, total) for start in range(total - 1, 0, -1)]
     for start, end in [*windows, (0, 1)] if total > 1 else []:
-        paths = [_exactly(path) for stage in stages[start:end] for path in stage]
+        paths = [selection_of(path) for stage in stages[start:end] for path in stage]
         name = f"stage {end}" if end - start == 1 else f"stages {start + 1}-{end}"
         found.append(Candidate(name, [body([*paths, *top])]))
     return [*found, whole, scratch]
@@ -119,13 +118,6 @@ def cost_of(model: nn.Module, candidate: Candidate, head: str | None = None) -> 
 def _step_of(name: str, steps: Sequence[tuple[str, ...]]) -> int:
     """The number of the step that a parameter belongs to; 0 where nobody knows when it is used."""
     return next((number for number, step in enumerate(steps) if any(is_under(name, path) for path in step)), 0)
-
-
-def _exactly(path: str) -> str:
-    """A selector of this path and what is below it, whatever characters are in it."""
-    if re.fullmatch(r"[\w.\-]+", path):
-        return path
-    return rf"re:\A{re.escape(path)}(?:\.|\Z)"
 
 
 def _one(words: list[str]) -> str | list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import MissingDependencyError
+from .journal import Lock, optuna_here, quiet, storage_at
 
 
 class Memory(Protocol):
@@ -49,24 +48,12 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
-        try:
-            import optuna
-            from optuna.storages.journal import JournalFileBackend
-        except ImportError as error:
-            raise MissingDependencyError(
-                "trials are kept in a folder by optuna, which is not installed", hint="pip install 'torchkeep[trials]'"
-            ) from error
+        optuna = optuna_here()
         place = Path(folder).expanduser()
         place.mkdir(parents=True, exist_ok=True)
-        _mend(place / "trials.journal")
-        backend = JournalFileBackend(str(place / "trials.journal"))
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            storage = optuna.storages.JournalStorage(backend)
+        with Lock(place / "trials.lock"), quiet(optuna):
+            storage = storage_at(place / "trials.journal")
             self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-        finally:
-            optuna.logging.set_verbosity(before)
         self._finished = optuna.trial.TrialState.COMPLETE
         self._made = optuna.trial.create_trial
 
@@ -83,8 +70,3 @@ class Journal:
         value = float(record.get("loss", 0.0))
         attributes = {"key": key, "record": json.dumps(record)}
         self._study.add_trial(self._made(state=self._finished, value=value, user_attrs=attributes))
-
-
-def _mend(journal: Path) -> None:
-    if journal.exists() and not (data := journal.read_bytes()).endswith(b"\n"):
-        os.truncate(journal, data.rfind(b"\n") + 1)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.transfer import Outcome
-from ..errors import DataError, MissingDependencyError
+from ..errors import DataError
+from .journal import Lock, optuna_here, quiet, storage_at
 
 NAME = "sweep"
 JOURNAL = "study.journal"
@@ -37,7 +36,7 @@ class Study:
             MissingDependencyError: Optuna is not installed.
             DataError: the folder has a study of something else; nothing was changed.
         """
-        self._optuna = optuna = _optuna()
+        self._optuna = optuna = optuna_here()
         self._lock = Lock(None if folder is None else folder / "study.lock")
         self._distributions = {
             "candidate": optuna.distributions.CategoricalDistribution(list(candidates)),
@@ -48,8 +47,7 @@ class Study:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             with self._lock:
-                mend(folder / JOURNAL)
-                self._storage = self._opened(folder / JOURNAL)
+                self._storage = storage_at(folder / JOURNAL)
         with self._lock, quiet(optuna):
             self._id = self._found(dict(fingerprint), folder)
 
@@ -88,12 +86,6 @@ class Study:
     def fail(self, trial: int) -> None:
         """Say that a trial broke off."""
         self._storage.set_trial_state_values(trial, self._optuna.trial.TrialState.FAIL)
-
-    def _opened(self, path: Path) -> Any:
-        backend = self._optuna.storages.journal.JournalFileBackend(
-            str(path), lock_obj=Lock(path.with_name("journal.lock"))
-        )
-        return self._optuna.storages.JournalStorage(backend)
 
     def _found(self, fingerprint: dict[str, str], folder: Path | None) -> int:
         optuna = self._optuna
@@ -145,79 +137,3 @@ def outcome_of(candidate: str, seed: int, facts: Mapping[str, Any]) -> Outcome:
         seconds=float(facts["seconds"]),
         rows=tuple({key: float(value) for key, value in row.items()} for row in facts["rows"]),
     )
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingDependencyError(
-            "trials are kept by Optuna, which is not installed", hint="pip install 'torchkeep[trials]'"
-        ) from error
-    return optuna
-
-
-@contextmanager
-def quiet(optuna: Any) -> Iterator[None]:
-    """Within, Optuna tells nothing but warnings."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def mend(journal: Path) -> None:
-    """Cut off a last line that a killed process left unfinished; under a lock that its writers take too."""
-    if not journal.exists():
-        return
-    with Lock(journal.with_name("journal.lock")), journal.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        if not end:
-            return
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-
-
-class Lock:
-    """A lock on a file, waited for; it goes with the process that has it, however that ends. As Optuna takes one."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: Any = None
-
-    def acquire(self) -> bool:
-        """Wait for it."""
-        if self._path is not None:
-            self._file = self._path.open("a")
-            wait_for(self._file)
-        return True
-
-    def release(self) -> None:
-        """Let go."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> Lock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-
-def wait_for(file: Any) -> None:
-    """Wait for the lock on an open file."""
-    if os.name == "nt":  # untested
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        return
-    import fcntl
-
-    fcntl.flock(file, fcntl.LOCK_EX)
