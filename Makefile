@@ -46,7 +46,7 @@ bench: $(STAMP) $(PEERS)/.installed $(DOCTOR)/.installed  ## beside other savers
 	$(BIN)/python benchmarks/peers.py --write docs/peers.md
 	$(PEERS)/bin/python -m benchmarks.loading --write docs/benchmarks-loading.md
 	$(BIN)/python -m benchmarks.doctors $(CURVES)/tuning $(CURVES)/scoring $(CURVES)/confirming $(CURVES)/final $(CURVES)/fresh \
-		--python $(DOCTOR)/bin/python --write docs/benchmarks-doctors.md
+		$(CURVES)/sixth --python $(DOCTOR)/bin/python --write docs/benchmarks-doctors.md
 
 prove: $(STAMP)  ## the long proofs; writes docs/proofs.md and docs/proofs-transfer.md
 	$(BIN)/python tests/prove.py

@@ -14,7 +14,7 @@ import torch
 
 from torchkeep.core.curves import Setting
 from training_runs.__main__ import COLUMNS
-from training_runs.cases import CONFIRMING, FINAL, FRESH, HALVES, SCORING, TUNING, Case
+from training_runs.cases import CONFIRMING, FINAL, FRESH, HALVES, SCORING, SIXTH, TUNING, Case
 from training_runs.data import SIZES, split
 from training_runs.measure import reruns
 from training_runs.settings import TOLD, tell
@@ -59,12 +59,13 @@ def test_a_set_is_kept_whole_or_not_at_all() -> None:
     kept = {half: {path.stem for path in (KEPT / half).glob("*.json")} for half in HALVES}
     assert kept["tuning"] == {case.name for case in TUNING}
     assert kept["scoring"] == {case.name for case in SCORING}
-    for half, cases in (("confirming", CONFIRMING), ("final", FINAL), ("fresh", FRESH)):
+    for half, cases in (("confirming", CONFIRMING), ("final", FINAL), ("fresh", FRESH), ("sixth", SIXTH)):
         assert kept[half] in (set(), {case.name for case in cases})
     assert len(TUNING) >= 24
     assert len(TUNING) + len(SCORING) >= 48
     assert len(CONFIRMING) >= 42
     assert len(FRESH) >= 60
+    assert len(SIXTH) >= 60
 
 
 def test_all_sets_ask_for_the_same_causes_with_other_settings() -> None:
@@ -83,6 +84,9 @@ LATER = {
     "confirming": {"regression-overfit"},
     "final": EVERYWHERE,
     "fresh": EVERYWHERE | {"rate-too-high", "over-confident", "regression-underfit"},
+    "sixth": EVERYWHERE
+    | {"too-small", "too-short", "rate-too-high", "label-noise", "validation-of-20", "over-confident"}
+    | {"schedule-drop", "gap", "regression-underfit"},
 }
 
 
@@ -103,8 +107,9 @@ def test_a_later_set_asks_for_what_no_earlier_set_has_asked_for(half: str) -> No
                 assert old.rate != case.rate, (case.name, old.name)
 
 
-def test_the_fresh_set_has_every_cause_as_often_as_the_final_one() -> None:
-    assert Counter(case.cause for case in FRESH) == Counter(case.cause for case in FINAL)
+@pytest.mark.parametrize("half", ["fresh", "sixth"])
+def test_the_last_sets_have_every_cause_as_often_as_the_final_one(half: str) -> None:
+    assert Counter(case.cause for case in HALVES[half]) == Counter(case.cause for case in FINAL)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
