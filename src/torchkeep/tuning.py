@@ -95,8 +95,9 @@ def tune_dropout(
     if not 0 < start <= most < 1 or not step > 0 or trials < 2:
         raise ValueError(f"start={start}, step={step}, most={most}, trials={trials}: it must be 0 < start <= most < 1")
     recipe, setting = recipe or Recipe(), setting or Setting()
+    probe = _made(make_model, numbers[0])
     if examples is not None:
-        check_examples(examples, _made(make_model, numbers[0]))
+        check_examples(examples, probe)
         train_fn = partial(_train, examples=examples, recipe=recipe)
         splits = [split(examples, number) for number in numbers]
         judged = torch.cat([held for _, held in splits]).unique()  # by one seed or another
@@ -105,7 +106,6 @@ def tune_dropout(
         told: dict[str, Any] = {"classes": len(examples.classes), "n_train": len(splits[0][0]), "n_val": len(judged)}
         setting = replace(setting, **told)
     assert train_fn is not None
-    probe = _made(make_model, numbers[0])
     set_dropout(probe, 0.0, selector)
     named = _fingerprint(probe, selector, [examples, recipe] if examples is not None else [_code_of(train_fn)])
     memory: Memory = Dict() if folder is None else Journal(Path(folder), f"dropout {named}")
