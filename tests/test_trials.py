@@ -457,6 +457,16 @@ def test_the_cheaper_one_is_chosen_where_it_costs_no_more_than_a_point() -> None
     assert (chosen, best) == ("head", "full") and "0.5 ± 0.5 points" in why
 
 
+def test_fresh_weights_have_to_be_clearly_better() -> None:
+    costs = {"full": (1.0, 9), "scratch": (1.0, 9)}
+    less = {("full", 0): gave("full", 0, [1, 0] * 10), ("scratch", 0): gave("scratch", 0, [0, 1] * 10, 0.99)}
+    assert standing(less, ["full", "scratch"])[0] == "scratch"
+    chosen, best, why = choose(less, ["full", "scratch"], costs, "scratch")
+    assert (chosen, best) == ("full", "scratch") and why.startswith("fresh weights")
+    more = less | {("scratch", 0): gave("scratch", 0, [1, 1] * 9 + [1, 0])}
+    assert choose(more, ["full", "scratch"], costs, "scratch")[0] == "scratch"
+
+
 def test_zones() -> None:
     found = {("a", 0): gave("a", 0, [1] * 20), ("s", 0): gave("s", 0, [1, 0] * 10)}
     assert zone_of(difference(found, "a", "s")) == "helps"
@@ -487,6 +497,7 @@ def test_a_race_costs_a_third_and_finds_the_best() -> None:
         assert sum(costs[name] for name, _ in log) <= sum(costs.values()) * seeds / 3 + 1e-9
         assert choose(found, names, dict.fromkeys(names, (1.0, 1)))[0] == "h"
         assert seeds_of(found, "h") == list(range(max(seed for _, seed in log) + 1))
+        assert len(seeds_of(found, "g")) >= 2
     ask, log = asked(quality)
     assert len(grid(names, range(3), ask)) == 24 == len(log)
 

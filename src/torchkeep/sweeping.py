@@ -50,7 +50,7 @@ def sweep(
     others. With one seed all candidates have the same examples held out, the same fresh head and the same order of
     examples, so that what differs is the candidate. The better ones get more seeds; in all that is at most a third of
     the trials of the whole grid. Of the candidates that are within a standard error of the best, and within a point,
-    the cheapest is chosen.
+    the cheapest is chosen; fresh weights have to be better by half a standard error.
 
     Args:
         model: pretrained, with its old head, or a function that makes it; it is not changed.
@@ -149,9 +149,9 @@ def _report(
     notes: tuple[str, ...],
 ) -> SweepReport:
     names = [candidate.name for candidate in candidates]
-    chosen, best, why = choose(found, names, costs)
-    scores = adjusted(found, names, {pair: outcome.score for pair, outcome in found.items()})
     scratch = next((candidate.name for candidate in candidates if candidate.start == "scratch"), None)
+    chosen, best, why = choose(found, names, costs, scratch)
+    scores = adjusted(found, names, {pair: outcome.score for pair, outcome in found.items()})
     tried = tuple(_tried(found, name, best, scratch, scores[name], costs[name]) for name in names)
     mine = {seed: found[chosen, seed] for seed in seeds_of(found, chosen)}
     path = trials.path(chosen, min(mine, key=lambda one: (-mine[one].score, mine[one].loss, one)))

@@ -14,7 +14,8 @@ from ..core.transfer import Outcome
 
 Results = Mapping[tuple[str, int], Outcome]
 POINT = 0.01  # more is not given away for a cheaper candidate, whatever the standard error
-BLEND = 0.5  # weight of the probability of the right class beside the hit
+BLEND = 0.25  # weight of the probability of the right class beside the hit
+DOUBT = 0.5  # standard errors by which fresh weights have to be better than pretrained ones
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Difference:
 
 
 def merit_of(outcome: Outcome) -> torch.Tensor:
-    """For each example held out, half of whether it was right and half of the probability of the right class.
+    """For each example held out, three quarters whether it was right, one quarter the probability of the right class.
 
     On few examples accuracy goes by large steps; the probability tells candidates apart that get the same ones right.
     """
@@ -85,29 +86,38 @@ def standing(found: Results, names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: -round(merits[name], 9))
 
 
-def choose(found: Results, names: Sequence[str], costs: Mapping[str, tuple[float, int]]) -> tuple[str, str, str]:
+def choose(
+    found: Results, names: Sequence[str], costs: Mapping[str, tuple[float, int]], scratch: str | None = None
+) -> tuple[str, str, str]:
     """The candidate to go on with, the best one, and why.
 
-    Only candidates that were tried with as many seeds as the best one are taken instead of it: the cheapest of those
-    whose accuracy on the same examples is within a standard error of the best one's, and within a point.
+    Only candidates that were tried with as many seeds as the best one are taken instead of it. Fresh weights have to
+    be better than the best pretrained candidate by half a standard error. Then the cheapest is taken of those whose
+    accuracy on the same examples is within a standard error of the best one's, and within a point.
     """
     most = max(len(seeds_of(found, name)) for name in names)
     final = [name for name in names if len(seeds_of(found, name)) == most]
-    best = standing(found, final)[0]
+    ranked = standing(found, final)
+    best = ranked[0]
+    if best == scratch and len(ranked) > 1:
+        ahead = difference(found, best, ranked[1])
+        if ahead.mean <= DOUBT * ahead.stderr:
+            chosen = ranked[1]
+            why = f"fresh weights are not better by more than noise: {_points(ahead)} points"
+            return chosen, best, why
     near = {}
     for name in final:
         behind = difference(found, best, name)
-        if name == best or max(behind.mean, behind.merit) <= min(behind.stderr, POINT) + 1e-12:
+        if name == best or behind.mean <= min(behind.stderr, POINT) + 1e-12:
             near[name] = behind
     chosen = min(near, key=lambda name: (costs[name], names.index(name)))
     if chosen == best:
-        return chosen, best, f"the most accurate on examples held out, with {most} seed{'s' if most > 1 else ''}"
-    lost = near[chosen]
-    return (
-        chosen,
-        best,
-        f"{lost.mean * 100:.1f} ± {lost.stderr * 100:.1f} points less accurate than {best!r}, which costs more",
-    )
+        return chosen, best, f"the best on examples held out, with {most} seed{'s' if most > 1 else ''}"
+    return chosen, best, f"it costs less than {best!r}, which is better by {_points(near[chosen])} points"
+
+
+def _points(apart: Difference) -> str:
+    return f"{apart.mean * 100:.1f} ± {apart.stderr * 100:.1f}"
 
 
 def zone_of(gain: Difference | None) -> Zone:

@@ -20,8 +20,9 @@ def grid(names: Sequence[str], seeds: Sequence[int], ask: Ask) -> Results:
 def race(names: Sequence[str], seeds: Sequence[int], costs: Mapping[str, float], ask: Ask) -> Results:
     """All candidates with one seed, the better ones with more: successive halving over paired seeds.
 
-    Each round gives half as many candidates as the last a seed more, the same one for all of them, until a third of
-    the trials of the whole grid, or a third of its cost, would be exceeded.
+    Each round gives a seed more to at most half of the candidates of the last, and to no more than can have three
+    such rounds, but to two at least: until a third of the trials of the whole grid, or a third of its cost, would be
+    exceeded.
 
     Args:
         names: of the candidates.
@@ -35,14 +36,11 @@ def race(names: Sequence[str], seeds: Sequence[int], costs: Mapping[str, float],
     budget -= sum(costs[name] for name in names)
     alive = list(names)
     for seed in seeds[1:]:
-        alive = standing(found, alive)[: max(2, -(-len(alive) // 2) - 1)]
-        chosen: list[str] = []
-        for name in alive:
-            if len(found) + len(chosen) < trials and costs[name] <= budget + 1e-9:
-                chosen.append(name)
-                budget -= costs[name]
-        if len(chosen) < 2 and len(names) > 1:
+        most = max(2, min(-(-len(alive) // 2), (trials - len(found)) // 3))
+        alive = standing(found, alive)[:most]
+        price = sum(costs[name] for name in alive)
+        if len(alive) < 2 or len(found) + len(alive) > trials or price > budget + 1e-9:
             break
-        found |= ask([(name, seed) for name in chosen])
-        alive = chosen
+        found |= ask([(name, seed) for name in alive])
+        budget -= price
     return found
