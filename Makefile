@@ -29,8 +29,8 @@ $(DOCTOR)/.installed: constraints.txt benchmarks/requirements-doctors.txt
 demo: $(STAMP)   ## real ImageNet weights onto real digits: freeze, train, get killed, resume, compare
 	$(BIN)/torchkeep demo
 
-test: $(STAMP)   ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)   ## the whole suite; two processes of one thread each, which do not wait for each other's
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## style, types, direction of the imports
 	$(BIN)/ruff check .
