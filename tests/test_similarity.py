@@ -415,6 +415,9 @@ def test_bad_input_is_refused_with_a_reason() -> None:
         labels[2] = label
         with pytest.raises(DataError, match=f"example 2 is {label}"):
             tk.similarity(model, Examples(inputs, labels, good.classes))
+    for labels in (good.labels[:, None], good.labels.tolist(), good.labels[:5], good.labels.int()):
+        with pytest.raises(DataError, match="labels"):
+            tk.similarity(model, Examples(inputs, labels, good.classes))
     with pytest.raises(DataError, match="a str, not Examples"):
         tk.similarity(model, "sklearn:digits")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="4 examples"):

@@ -354,3 +354,18 @@ def test_a_model_that_cannot_be_copied_is_said() -> None:
     for verb in (tk.sweep, tk.similarity, tk.advise):
         with pytest.raises(SurgeryError, match="cannot be copied"):
             verb(model, stripes())  # type: ignore[operator]
+
+
+def test_a_head_that_does_not_give_the_scores_is_said() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.first, self.last = nn.Linear(25, 6), nn.Linear(6, 7), nn.Linear(6, 9)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.body(x.flatten(1))
+            return self.first(x), self.last(x)
+
+    for verb in (tk.sweep, tk.advise):
+        with pytest.raises(SurgeryError, match="'last' was made to give 4 scores, and the model gives 7"):
+            verb(Two(), stripes())  # type: ignore[operator]

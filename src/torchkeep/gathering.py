@@ -84,7 +84,8 @@ def check_examples(examples: Examples, model: nn.Module | None = None) -> None:
     """
     if not isinstance(examples, Examples):
         raise DataError(f"these are a {type(examples).__name__}, not Examples", hint="read them with tk.read_examples")
-    _check_labels(examples)
+    check_form(examples)
+    _check_classes(examples)
     for name, tensor in examples.tensors.items():
         _check_values(name, tensor)
     if model is not None:
@@ -154,6 +155,20 @@ def tried(model: nn.Module, examples: Examples) -> torch.Tensor:
     return scores
 
 
+def check_head(model: nn.Module, examples: Examples, head: str) -> None:
+    """Refuse a model that gives other scores than those of the head, which has an output for each class by now.
+
+    Raises:
+        SurgeryError: it does, so that a fresh head would change nothing.
+    """
+    given, wanted = tried(model, examples).shape[1], len(examples.classes)
+    if given != wanted:
+        raise SurgeryError(
+            f"{head!r} was made to give {wanted} scores, and the model gives {given}: they come from elsewhere",
+            hint="let the forward of the model give the scores of its last layer, first of what it gives",
+        )
+
+
 def few(examples: Examples) -> Examples:
     """The first two examples, and those with the largest and the smallest of each whole number among the inputs."""
     places = {0, min(1, len(examples) - 1)}
@@ -207,7 +222,12 @@ def _unknown(source: Any, parts: list[Dataset]) -> DataError:
     return DataError(f"examples cannot be read from a {type(source).__name__}", hint=hint)
 
 
-def _check_labels(examples: Examples) -> None:
+def check_form(examples: Examples) -> None:
+    """Refuse what are no examples: there are none, or labels that are not whole, out of range, or not one an input.
+
+    Raises:
+        DataError: with what is wrong.
+    """
     labels, classes, tensors = examples.labels, examples.classes, examples.tensors
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.dtype is not torch.int64:
         found = TensorSpec(labels.dtype, tuple(labels.shape)) if isinstance(labels, torch.Tensor) else type(labels)
@@ -230,7 +250,10 @@ def _check_labels(examples: Examples) -> None:
             f"the label of example {place} is {int(labels[place])}, and there are {len(classes)} classes",
             hint=f"labels run from 0 to {len(classes) - 1}" if classes else "name the classes",
         )
-    counts = examples.counts
+
+
+def _check_classes(examples: Examples) -> None:
+    labels, classes, counts = examples.labels, examples.classes, examples.counts
     if sum(count > 0 for count in counts) < 2:
         only = classes[int(labels[0])]
         raise DataError(

@@ -20,7 +20,7 @@ from .core.threads import one_at_a_time
 from .core.transfer import Examples
 from .errors import DataError, SelectorError, SurgeryError
 from .freezing import NORMS, View
-from .gathering import copied
+from .gathering import check_form, copied
 from .signals import SIGNALS
 from .surgery import head_of, reinitialise
 from .surgery.trial import kept_generators
@@ -115,11 +115,7 @@ def see(
 def _check(model: nn.Module, examples: Examples) -> None:
     if not isinstance(examples, Examples):
         raise DataError(f"these are a {type(examples).__name__}, not Examples", hint="read them with tk.read_examples")
-    beyond = (examples.labels < 0) | (examples.labels >= len(examples.classes))
-    if bool(beyond.any()):
-        place = int(beyond.int().argmax())
-        said = f"the label of example {place} is {int(examples.labels[place])}, and there are {len(examples.classes)}"
-        raise DataError(f"{said} classes", hint="labels run from 0 to the number of classes less 1")
+    check_form(examples)
     if len(examples) < 6 or len(examples.labels.unique()) < 2:
         raise DataError(
             f"{len(examples)} examples of {len(examples.labels.unique())} classes say nothing of similarity",

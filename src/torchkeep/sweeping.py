@@ -16,7 +16,7 @@ from .core.sweep_report import SweepReport, Tried
 from .core.transfer import Candidate, Examples, Outcome, Recipe
 from .errors import DataError
 from .freezing import unfreeze
-from .gathering import check_examples, copied, few, model_from, on_device_of
+from .gathering import check_examples, check_head, copied, few, model_from, on_device_of
 from .surgery import head_of, resize_head
 from .surgery.trial import kept_generators
 from .trials.caching import Cache
@@ -112,6 +112,7 @@ def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples) -> 
         torch.manual_seed(0)
         head = head_of(made, on_device_of(made, few(examples).inputs))
         resize_head(made, len(examples.classes), name=head)
+    check_head(made, examples, head)
     return made, head
 
 

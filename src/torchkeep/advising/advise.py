@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.advice import Advice
 from ..core.transfer import Candidate, Examples, Recipe
-from ..gathering import check_examples, copied, few, model_from, on_device_of, read_examples
+from ..gathering import check_examples, check_head, copied, few, model_from, on_device_of, read_examples
 from ..loading import load_into
 from ..pointing import checkpoint_of
 from ..sensing import similarity
@@ -93,6 +93,7 @@ def advise(
         budget.append(f"{tried.seconds / tried.trials:.1f} s here for a training on 70 % of the examples")
     with kept_generators(net):
         steps.append(fit_head(net, len(data.classes), head))
+    check_head(net, data, head)
     plan = plan_for(chosen, scenario, net, data, recipe, small=extent.small, surgery=steps, why=why, budget=budget)
     return Advice(data.title or "examples", facts, alike, scenario, plan, report, _named(weights))
 
