@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -522,3 +523,71 @@ def test_a_wrong_command_line_is_said(words: list[str], capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as left:
         command("--model", "test_advising:digits_net", "--data", "sklearn:iris", *words)
     assert left.value.code == 2 and words[0] in capsys.readouterr().err
+
+
+def test_what_the_code_of_the_user_prints_is_not_in_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "loud_net.py").write_text(
+        "from torch import nn\nprint('loud')\ndef make():\n    print('louder')\n    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))\n"
+    )
+    given = ["--model", "far/loud_net.py:make", "--data", "sklearn:iris"]
+    with pytest.raises(SystemExit):
+        command(*given, "--json")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["sweep"] is None and "louder" in err
+    with pytest.raises(SystemExit):
+        command(*given)
+    lines = capsys.readouterr().out.partition("to go on:")[2].splitlines()
+    made: dict[str, Any] = {}
+    with mock.patch("sys.path", list(sys.path)):
+        exec("\n".join(line.strip() for line in lines[1:5] if "read_plan" not in line), made)  # noqa: S102 - our own lines
+    assert isinstance(made["model"], nn.Sequential)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--model", "broken.py:make"], 2), (["--html", "a.txt"], 2), (["--sweep", "--plot", "a.gif"], 2),
+        (["--plan", "no/plan.yaml"], 30), (["--html", "no/page.html"], 30), (["--data", "broken:x"], 55),
+    ],
+)  # fmt: skip
+def test_what_cannot_end_well_is_not_begun(
+    words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(SystemExit) as left, mock.patch("torchkeep.sensing.similarity", side_effect=AssertionError):
+        command("--model", "test_advising:digits_net", "--data", "sklearn:iris", *words)
+    assert left.value.code == code
+
+
+def test_a_function_makes_the_same_model_each_time_and_leaves_the_generators(high: Examples) -> None:
+    def make() -> nn.Module:
+        random.random()
+        np.random.rand()
+        return digits_net()
+
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first, again = (tk.advise(make, high) for _ in range(2))
+    assert str(first) == str(again)
+    assert before[0].equal(torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_old_labels_come_by_number_too(high: Examples) -> None:
+    by_number = {number: f"digit {number}" for number in range(5)}
+    named = Examples(high.inputs, high.labels, tuple(f"digit {label}" for label in range(len(high.classes))))
+    model = digits_net()
+    first, again = (tk.advise(model, named, old_labels=old) for old in (by_number, list(by_number.values())))
+    assert first.facts.overlap == again.facts.overlap and str(first.similarity) == str(again.similarity)
+
+
+def test_names_are_no_formulas_in_a_picture(high: Examples, tmp_path: Path) -> None:
+    ways = [tk.Candidate("$x^{$", [tk.Stage("*")]), tk.Candidate("<b>", [tk.Stage("*")], start="scratch")]
+    advice = tk.advise(digits_net(), high, sweep=True, epochs=1, seeds=1, candidates=ways)
+    tk.plot(advice, tmp_path / "a.png")
+    tk.plot(advice, tmp_path / "a.html")
+    assert "<b>" not in (tmp_path / "a.html").read_text()

@@ -431,7 +431,7 @@ class TestLabels:
         ("labels", "numbers", "classes"),
         [
             ([0, 2, 1], [0, 2, 1], ("0", "1", "2")),
-            ([1.0, 0.0, 1.0], [1, 0, 1], ("0.0", "1.0")),
+            ([1.0, 0.0, 1.0], [1, 0, 1], ("0", "1")),
             ([[1], [0], [1]], [1, 0, 1], ("0", "1")),
             ([[0, 1, 0], [1, 0, 0], [0, 0, 1]], [1, 0, 2], ("0", "1", "2")),
             ([True, False, True], [1, 0, 1], ("False", "True")),
@@ -670,3 +670,69 @@ def test_examples_tell_what_they_are() -> None:
         "mine", "  examples  4", "  classes   2: a, b", "  inputs    float32[1, 2, 2] each", "", "  a note"
     ]  # fmt: skip
     assert len(examples.take(torch.tensor([1]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (np.array([0.0, 1, 1, 0]), ("0", "1")),
+        (torch.tensor([0, 2, 2, 0]).bfloat16(), ("0", "2")),
+        (np.array([0, 1, 1, 0], dtype=np.longdouble), ("0", "1")),
+        ([b"a", b"\xc3\xa9", b"a", b"a"], ("a", "é")),
+        (np.array([b"a", b"\xff", b"a", b"a"]), ("\\xff", "a")),
+    ],
+)
+def test_classes_are_called_by_what_the_labels_mean(labels: Any, classes: tuple[str, ...]) -> None:
+    assert tk.read_examples((torch.zeros(4, 2), labels)).classes == classes
+
+
+def test_names_of_examples_are_no_names_of_classes(tmp_path: Path) -> None:
+    given = {"x": np.zeros((4, 2)), "y": np.arange(4) % 2}
+    np.savez(tmp_path / "a.npz", names=["1.png", "2.png", "3.png", "4.png"], **given)
+    np.savez(tmp_path / "b.npz", names=["cat", "dog"], **given)
+    read = [tk.read_examples(tmp_path / name) for name in ("a.npz", "b.npz")]
+    assert [one.classes for one in read] == [("0", "1"), ("cat", "dog")]
+    assert read[0].notes == ("names is left out",)
+
+
+def test_odd_kinds_of_numbers_are_read_or_refused() -> None:
+    labels = torch.arange(4) % 2
+    wide = tk.read_examples((np.ones((4, 2), dtype=np.longdouble), labels))
+    assert isinstance(wide.inputs, torch.Tensor) and wide.inputs.dtype is torch.float32
+    for inputs, said in (
+        (np.ma.masked_equal(np.eye(4), 1), "masked"),
+        (torch.zeros(4, 2, dtype=torch.float8_e4m3fn), "float8_e4m3fn"),
+    ):
+        with pytest.raises(DataError, match=said):
+            tk.check_examples(tk.read_examples((inputs, labels)))
+
+
+def test_a_size_is_a_whole_number_of_any_kind() -> None:
+    given = torch.rand(4, 3, 6, 6), torch.arange(4) % 2
+    for size in (np.int64(3), [3, 3], (np.int32(3), 3)):
+        assert tk.read_examples(given, size=size, limit=np.int64(2)).tensors[""].shape == (2, 3, 3, 3)  # type: ignore[arg-type]
+    for wrong in (True, 3.0, "33", (3,), (3, 0), [3, 3.5]):
+        with pytest.raises(DataError, match="no height and width"):
+            tk.read_examples(given, size=wrong)  # type: ignore[arg-type]
+
+
+def test_a_mask_of_truth_values_is_tried_out() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x * mask)
+
+    inputs = {"x": torch.rand(4, 3), "mask": torch.eye(4, 3, dtype=torch.bool)}
+    tk.check_examples(tk.Examples(inputs, torch.arange(4) % 2, ("a", "b")), Masked(3, 2))
+
+
+def test_what_fails_in_the_code_of_the_user_is_said(tmp_path: Path, monkeypatch: Any) -> None:
+    def breaking() -> Iterator[Any]:
+        yield torch.zeros(2), 0
+        raise OSError("the disk is gone")
+
+    with pytest.raises(DataError, match="after 1 examples: OSError: the disk is gone"):
+        tk.read_examples(breaking())
+    (tmp_path / "broken_data.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match="cannot be imported: ZeroDivisionError"):
+        tk.read_examples("broken_data:make")

@@ -410,6 +410,16 @@ def test_bad_input_is_refused_with_a_reason() -> None:
     inputs: Any = good.inputs
     with pytest.raises(DataError, match="1 classes"):
         tk.similarity(model, Examples(inputs, good.labels * 0, good.classes))
+    for label in (-1, 9):
+        labels = good.labels.clone()
+        labels[2] = label
+        with pytest.raises(DataError, match=f"example 2 is {label}"):
+            tk.similarity(model, Examples(inputs, labels, good.classes))
+    for labels in (good.labels[:, None], good.labels.tolist(), good.labels[:5], good.labels.int()):
+        with pytest.raises(DataError, match="labels"):
+            tk.similarity(model, Examples(inputs, labels, good.classes))
+    with pytest.raises(DataError, match="a str, not Examples"):
+        tk.similarity(model, "sklearn:digits")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="4 examples"):
         tk.similarity(model, good.take(torch.arange(4)))
     with pytest.raises(DataError, match="no finite numbers"):

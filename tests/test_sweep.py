@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import torchkeep as tk
 from architectures_surgery import ViT
 from models import TinyNet, state_bits
 from torchkeep.core.transfer import Examples
-from torchkeep.errors import DataError, SelectorError
+from torchkeep.errors import DataError, SaveError, SelectorError, SurgeryError
 from torchkeep.surgery import resize_head
 
 RECIPE = tk.Recipe(epochs=6, batch=8, lr=0.01)
@@ -287,9 +289,18 @@ def test_bad_examples_are_refused_before_any_training(examples: Examples, said: 
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}])
+def test_wrong_recipes_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"recipe.{next(iter(wrong))}"):
+        tk.Recipe(**wrong)
+
+
 def test_wrong_candidates_are_refused() -> None:
     with pytest.raises(SelectorError, match="hed"):
         tk.sweep(net(), stripes(), candidates=[tk.Candidate("head", [tk.Stage("hed")])])
+    for stages in ([], [tk.Stage("*", share=0)], [tk.Stage("*"), tk.Stage("*", share=-1.0)]):
+        with pytest.raises(ValueError, match="'a' has"):
+            tk.Candidate("a", stages)
     twice = [tk.Candidate("a", [tk.Stage("*")])] * 2
     with pytest.raises(ValueError, match="name of its own"):
         tk.sweep(net(), stripes(), candidates=twice)
@@ -300,3 +311,61 @@ def test_wrong_candidates_are_refused() -> None:
             tk.sweep(empty, stripes())
     with pytest.raises(DataError, match="not a model"):
         tk.sweep(lambda: 3, stripes())  # type: ignore[arg-type,return-value]
+
+
+def test_the_same_weights_in_other_layers_are_another_sweep(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"recipe": tk.Recipe(epochs=1), "seeds": 1, "folder": tmp_path}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 6), nn.ReLU(), nn.Linear(6, 4))
+    tk.sweep(model, stripes(), **given)
+    model[2] = nn.Tanh()
+    with pytest.raises(DataError, match="other layers"):
+        tk.sweep(model, stripes(), **given)
+
+
+def test_weights_that_were_taken_away_are_not_offered(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"recipe": tk.Recipe(epochs=1), "seeds": 1, "folder": tmp_path}
+    assert Path(tk.sweep(net(), stripes(), **given).snapshot or "").is_dir()
+    shutil.rmtree(tmp_path / "trials")
+    again = tk.sweep(net(), stripes(), **given)
+    assert again.snapshot is None and "no longer there" in again.notes[-1]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ü" * 200, "../../up", "a/b\\c", ".", "", "\ud800", "con\0\n[red]$"])
+def test_any_name_of_a_candidate_makes_a_folder_in_its_place(name: str, tmp_path: Path) -> None:
+    candidates = [tk.Candidate(name, [tk.Stage("*")])]
+    report = tk.sweep(net(), stripes(), candidates=candidates, recipe=tk.Recipe(epochs=1), seeds=1, folder=tmp_path)
+    assert report.chosen == name and Path(report.snapshot or "").parent == tmp_path / "trials"
+
+
+def test_arguments_and_places_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    for seed in (-1, 2**31):
+        with pytest.raises(ValueError, match="seed is"):
+            tk.sweep(net(), stripes(), seeds=1, seed=seed)
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveError, match="cannot be a folder"):
+        tk.sweep(net(), stripes(), seeds=1, folder=tmp_path / "file")
+    with pytest.raises(DataError, match="a str, not a model"):
+        tk.sweep("net", stripes())  # type: ignore[arg-type]
+
+
+def test_a_model_that_cannot_be_copied_is_said() -> None:
+    model = net()
+    model.held = torch.ones(1, requires_grad=True) * 2
+    for verb in (tk.sweep, tk.similarity, tk.advise):
+        with pytest.raises(SurgeryError, match="cannot be copied"):
+            verb(model, stripes())  # type: ignore[operator]
+
+
+def test_a_head_that_does_not_give_the_scores_is_said() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.first, self.last = nn.Linear(25, 6), nn.Linear(6, 7), nn.Linear(6, 9)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.body(x.flatten(1))
+            return self.first(x), self.last(x)
+
+    for verb in (tk.sweep, tk.advise):
+        with pytest.raises(SurgeryError, match="'last' was made to give 4 scores, and the model gives 7"):
+            verb(Two(), stripes())  # type: ignore[operator]

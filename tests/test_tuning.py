@@ -54,6 +54,7 @@ def curves(train: Callable[[float], float], val: Callable[[float], float]) -> An
 
 
 SETTING = tk.Setting(classes=3, n_val=300)
+ONE = make_model()
 
 
 # The way
@@ -169,6 +170,27 @@ def test_a_training_that_comes_apart_is_worse_than_any_other() -> None:
         tk.tune_dropout(make_model, lambda model, p, seed, log: log(epoch=0, train_loss=1.0))
 
 
+@pytest.mark.parametrize("given", [np.float32(0.5), np.array(0.5), torch.tensor([0.5]), 1])
+def test_a_loss_may_be_any_single_number(given: Any) -> None:
+    assert tk.tune_dropout(make_model, lambda model, p, seed, log: given).trials[0].losses == (float(given),) * 3
+
+
+@pytest.mark.parametrize("given", [{"val_loss": 0.5}, [0.5, 0.4], "0.5", torch.zeros(2), object(), [{"val_loss": "x"}]])
+def test_what_is_no_loss_is_said(given: Any) -> None:
+    with pytest.raises(DataError, match="train_fn gave"):
+        tk.tune_dropout(make_model, lambda model, p, seed, log: given)
+
+
+def test_a_folder_remembers_what_is_no_number_and_what_json_cannot_say(tmp_path: Path) -> None:
+    def train(model: nn.Module, p: float, seed: int, log: Any) -> float:
+        log(epoch=0, val_loss=p, where=tmp_path, all=torch.zeros(2))
+        return math.nan if p > 0.4 else 1 - p
+
+    first, again = (tk.tune_dropout(make_model, train, folder=tmp_path) for _ in range(2))
+    assert first.trained and not again.trained
+    assert first.trials == again.trials and first.trials[1].losses == (math.inf,) * 3
+
+
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
@@ -176,9 +198,12 @@ def test_a_training_that_comes_apart_is_worse_than_any_other() -> None:
         (DataError, {"examples": Examples(torch.zeros(4, 4), torch.zeros(4, dtype=torch.int64), ("a", "b"))}),
         (DataError, {"train_fn": None, "examples": Examples(torch.zeros(2, 4), torch.arange(2), ("a", "b"))}),
         (DataError, {"train_fn": None, "examples": Examples(torch.zeros(0, 4), torch.arange(0), ("a", "b"))}),
+        (DataError, {"train_fn": None, "examples": Examples(torch.zeros(8, 4), torch.arange(8) % 4, tuple("abcd"))}),
         *((ValueError, {"seeds": seeds}) for seeds in (1, 0, [3], [3, 3])),
         *((ValueError, {key: value}) for key, value in (("start", 0.0), ("start", 0.9), ("step", 0.0), ("trials", 1))),
-        (ValueError, {"most": 1.0}),
+        *((ValueError, {key: value}) for key, value in (("most", 1.0), ("step", math.inf), ("step", math.nan))),
+        (DataError, {"make_model": make_model()}),
+        (DataError, {"make_model": lambda: ONE}),
         (SelectorError, {"selector": "3"}),
         (SelectorError, {"make_model": lambda: nn.Linear(4, 3)}),
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .core.transfer import Examples
 from .datasets import DATASETS, Dataset
 from .errors import DataError, SurgeryError
 from .surgery import stem_of
-from .surgery.trial import mapped, undisturbed
+from .surgery.trial import kept_generators, mapped, undisturbed
 from .trials.training import logits_of
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -54,16 +55,17 @@ def read_examples(source: Any, *, size: int | tuple[int, int] | None = None, lim
             no whole numbers from 0 or out of range, lengths differ, or there is no example.
         MissingDependencyError: images need pillow, `sklearn:` scikit-learn.
     """
-    edges = (size, size) if isinstance(size, int) else size
-    if edges is not None and (len(edges) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in edges)):
+    edges = None if size is None else tuple(map(_whole, size if isinstance(size, (tuple, list)) else (size, size)))
+    if edges is not None and (len(edges) != 2 or min(edges) < 1):
         raise DataError(f"size={size!r} is no height and width", hint="give a positive number, or two of them")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    most = None if limit is None else _whole(limit)
+    if most is not None and most < 1:
         raise DataError(f"limit={limit!r} is no number of examples", hint="give a positive number, or leave it out")
     parts: list[Dataset] = [make_part(DATASETS, name, "kind of data set") for name in DATASETS]
     part = next((part for part in parts if part.reads(source)), None)
     if part is None:
         raise _unknown(source, parts)
-    return part.read(source, size=edges, limit=limit)
+    return part.read(source, size=None if edges is None else (edges[0], edges[1]), limit=most)
 
 
 def check_examples(examples: Examples, model: nn.Module | None = None) -> None:
@@ -82,11 +84,45 @@ def check_examples(examples: Examples, model: nn.Module | None = None) -> None:
     """
     if not isinstance(examples, Examples):
         raise DataError(f"these are a {type(examples).__name__}, not Examples", hint="read them with tk.read_examples")
-    _check_labels(examples)
+    check_form(examples)
+    _check_classes(examples)
     for name, tensor in examples.tensors.items():
         _check_values(name, tensor)
     if model is not None:
         tried(model, examples)
+
+
+def model_from(maker: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The model that is given or made; what makes one finds torch's generator seeded, and all are as they were then.
+
+    Raises:
+        DataError: it is no model, or something else is made.
+    """
+    made: Any = maker
+    if not isinstance(made, nn.Module) and callable(made):
+        with kept_generators(nn.Module()):
+            torch.manual_seed(0)
+            made = made()
+    if not isinstance(made, nn.Module):
+        what = f"the function gives a {type(made).__name__}" if callable(maker) else f"this is a {type(made).__name__}"
+        raise DataError(f"{what}, not a model", hint="give an nn.Module, or a function that makes one")
+    return unwrapped(made)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model.
+
+    Raises:
+        SurgeryError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module may hold
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        hint = "take out what holds results, locks or files; nn.utils.parametrizations.weight_norm can be copied"
+        raise SurgeryError(
+            f"the model cannot be copied, and it is not to be changed: {said:.200}", hint=hint
+        ) from error
 
 
 def tried(model: nn.Module, examples: Examples) -> torch.Tensor:
@@ -119,12 +155,26 @@ def tried(model: nn.Module, examples: Examples) -> torch.Tensor:
     return scores
 
 
+def check_head(model: nn.Module, examples: Examples, head: str) -> None:
+    """Refuse a model that gives other scores than those of the head, which has an output for each class by now.
+
+    Raises:
+        SurgeryError: it does, so that a fresh head would change nothing.
+    """
+    given, wanted = tried(model, examples).shape[1], len(examples.classes)
+    if given != wanted:
+        raise SurgeryError(
+            f"{head!r} was made to give {wanted} scores, and the model gives {given}: they come from elsewhere",
+            hint="let the forward of the model give the scores of its last layer, first of what it gives",
+        )
+
+
 def few(examples: Examples) -> Examples:
     """The first two examples, and those with the largest and the smallest of each whole number among the inputs."""
     places = {0, min(1, len(examples) - 1)}
     for tensor in examples.tensors.values():
         if not tensor.is_floating_point() and not tensor.is_complex():
-            flat = tensor.reshape(len(tensor), -1)
+            flat = tensor.reshape(len(tensor), -1).long()
             places |= {int(flat.amax(dim=1).argmax()), int(flat.amin(dim=1).argmin())}
     return examples.take(torch.tensor(sorted(places)))
 
@@ -156,6 +206,11 @@ def first_layer(model: nn.Module, example: Any = None) -> Stem | None:
     return Stem(name, type(layer).__name__)
 
 
+def _whole(value: Any) -> int:
+    """A whole number as int; 0 for anything else."""
+    return int(value) if hasattr(value, "__index__") and not isinstance(value, bool) else 0
+
+
 def _unknown(source: Any, parts: list[Dataset]) -> DataError:
     hint = f"give {'; '.join(part.wants for part in parts)}"
     if isinstance(source, (str, os.PathLike)):
@@ -167,7 +222,12 @@ def _unknown(source: Any, parts: list[Dataset]) -> DataError:
     return DataError(f"examples cannot be read from a {type(source).__name__}", hint=hint)
 
 
-def _check_labels(examples: Examples) -> None:
+def check_form(examples: Examples) -> None:
+    """Refuse what are no examples: there are none, or labels that are not whole, out of range, or not one an input.
+
+    Raises:
+        DataError: with what is wrong.
+    """
     labels, classes, tensors = examples.labels, examples.classes, examples.tensors
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.dtype is not torch.int64:
         found = TensorSpec(labels.dtype, tuple(labels.shape)) if isinstance(labels, torch.Tensor) else type(labels)
@@ -190,7 +250,10 @@ def _check_labels(examples: Examples) -> None:
             f"the label of example {place} is {int(labels[place])}, and there are {len(classes)} classes",
             hint=f"labels run from 0 to {len(classes) - 1}" if classes else "name the classes",
         )
-    counts = examples.counts
+
+
+def _check_classes(examples: Examples) -> None:
+    labels, classes, counts = examples.labels, examples.classes, examples.counts
     if sum(count > 0 for count in counts) < 2:
         only = classes[int(labels[0])]
         raise DataError(
@@ -216,6 +279,9 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
         raise DataError(f"{_called(name)} have shape {list(tensor.shape)}: nothing in each", hint="look at the data")
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
+    if tensor.is_floating_point() and tensor.itemsize == 1:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(f"{_called(name)} are {kind}, which layers do not take", hint="make them float32")
     finite = [torch.isfinite(some).reshape(len(some), -1).all(dim=1) for some in tensor.split(256)]
     wrong = (~torch.cat(finite)).nonzero().flatten()
     if len(wrong):

@@ -20,6 +20,7 @@ from .core.threads import one_at_a_time
 from .core.transfer import Examples
 from .errors import DataError, SelectorError, SurgeryError
 from .freezing import NORMS, View
+from .gathering import check_form, copied
 from .signals import SIGNALS
 from .surgery import head_of, reinitialise
 from .surgery.trial import kept_generators
@@ -81,7 +82,7 @@ def see(
         notes.append(f"{_EXAMPLES} of {len(examples):,} examples were looked at")
     taken = examples.take(order[:_EXAMPLES])
     with kept_generators(model), torch.no_grad():
-        made = copy.deepcopy(unwrapped(model)).eval()
+        made = copied(unwrapped(model)).eval()
         watch = _Watch(made, _taps(made, taken, blocks, notes))
         features, answers, norms = watch.run(taken)
         if not features:
@@ -99,12 +100,22 @@ def see(
         ]
     labels = taken.labels.detach().cpu()
     seen = Seen(
-        labels, taken.classes, tuple(every), glimpses[0], tuple(glimpses[1:]), tuple(old_labels or ()), norms, seed
+        labels,
+        taken.classes,
+        tuple(every),
+        glimpses[0],
+        tuple(glimpses[1:]),
+        tuple(() if old_labels is None else map(str, old_labels)),
+        norms,
+        seed,
     )
     return seen, notes
 
 
 def _check(model: nn.Module, examples: Examples) -> None:
+    if not isinstance(examples, Examples):
+        raise DataError(f"these are a {type(examples).__name__}, not Examples", hint="read them with tk.read_examples")
+    check_form(examples)
     if len(examples) < 6 or len(examples.labels.unique()) < 2:
         raise DataError(
             f"{len(examples)} examples of {len(examples.labels.unique())} classes say nothing of similarity",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,12 +12,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .core.live import unwrapped
 from .core.sweep_report import SweepReport, Tried
 from .core.transfer import Candidate, Examples, Outcome, Recipe
 from .errors import DataError
 from .freezing import unfreeze
-from .gathering import check_examples, few, on_device_of
+from .gathering import check_examples, check_head, copied, few, model_from, on_device_of
 from .surgery import head_of, resize_head
 from .surgery.trial import kept_generators
 from .trials.caching import Cache
@@ -73,6 +71,8 @@ def sweep(
     """
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; each candidate needs one at least")
+    if seed < 0 or seed + seeds > 2**31:
+        raise ValueError(f"seed is {seed}; it is 0 or more, and the last one below {2**31:,}")
     made, head = prepared(model, examples)
     examples = _moved(examples, next(made.parameters()).device)
     listed = list(candidates_for(made, head=head) if candidates is None else candidates)
@@ -102,14 +102,7 @@ def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples) -> 
         DataError: the examples cannot be used, or not with this model.
         SurgeryError: the head cannot be exchanged.
     """
-    given: Any = model
-    if not isinstance(given, nn.Module):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            given = given()
-    if not isinstance(given, nn.Module):
-        raise DataError(f"the function gives a {type(given).__name__}, not a model", hint="give one that makes a model")
-    made = copy.deepcopy(unwrapped(given))
+    made = copied(model_from(model))
     held = list(made.parameters())
     if not held or any(is_lazy(one) or one.is_meta for one in held):
         raise DataError("the model has no weights to start from", hint="load them first: tk.load_into(model, file)")
@@ -119,6 +112,7 @@ def prepared(model: nn.Module | Callable[[], nn.Module], examples: Examples) -> 
         torch.manual_seed(0)
         head = head_of(made, on_device_of(made, few(examples).inputs))
         resize_head(made, len(examples.classes), name=head)
+    check_head(made, examples, head)
     return made, head
 
 
@@ -155,6 +149,8 @@ def _report(
     tried = tuple(_tried(found, name, best, scratch, scores[name], costs[name]) for name in names)
     mine = {seed: found[chosen, seed] for seed in seeds_of(found, chosen)}
     path = trials.path(chosen, min(mine, key=lambda one: (-mine[one].score, mine[one].loss, one)))
+    if path is not None and not path.is_dir():
+        notes, path = (*notes, f"its weights were in {path}, which is no longer there"), None
     if scratch is not None and len(seeds_of(found, scratch)) < max(one.trials for one in tried):
         count = len(seeds_of(found, scratch))
         notes = (*notes, f"fresh weights were tried with {count} seed{'s' if count > 1 else ''} only")

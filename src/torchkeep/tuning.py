@@ -26,7 +26,7 @@ from .core.names import Selector
 from .core.transfer import Candidate, Examples, Recipe, Stage
 from .diagnosing import diagnose
 from .errors import DataError
-from .gathering import check_examples
+from .gathering import check_examples, tried
 from .surgery import set_dropout
 from .surgery.trial import kept_generators
 from .trials.memory import Dict, Journal, Memory
@@ -36,6 +36,7 @@ _TOO_MUCH = ("overfit", "generalisation-gap", "over-confident")
 _LEAST = 0.05
 _GAP = 0.1  # of the loss of chance
 _USUAL = (0.3, 0.5)
+_GIVE = "return it, or log it: log(epoch=epoch, train_loss=..., val_loss=...)"
 
 Record = Mapping[str, Any]
 TrainFn = Callable[[nn.Module, float, int, Callable[..., None]], Any]
@@ -92,12 +93,17 @@ def tune_dropout(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if len(numbers) < 2 or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds is {seeds!r}; it takes two different ones or more to see what chance does")
-    if not 0 < start <= most < 1 or not step > 0 or trials < 2:
-        raise ValueError(f"start={start}, step={step}, most={most}, trials={trials}: it must be 0 < start <= most < 1")
+    if not 0 < start <= most < 1 or not 0 < step <= 1 or trials < 2:
+        wanted = "it must be 0 < start <= most < 1, 0 < step <= 1, and 2 trials or more"
+        raise ValueError(f"start={start}, step={step}, most={most}, trials={trials}: {wanted}")
     recipe, setting = recipe or Recipe(), setting or Setting()
     probe = _made(make_model, numbers[0])
     if examples is not None:
-        check_examples(examples, probe)
+        check_examples(examples)
+        outputs, classes = tried(probe, examples).shape[1], len(examples.classes)
+        if outputs < classes:
+            said = f"the model has {outputs:,} outputs, and there are {classes:,} classes"
+            raise DataError(said, hint="let make_model resize the head: tk.surgery.resize_head(model, classes)")
         train_fn = partial(_train, examples=examples, recipe=recipe)
         splits = [split(examples, number) for number in numbers]
         judged = torch.cat([held for _, held in splits]).unique()  # by one seed or another
@@ -109,7 +115,7 @@ def tune_dropout(
     set_dropout(probe, 0.0, selector)
     named = _fingerprint(probe, selector, [examples, recipe] if examples is not None else [_code_of(train_fn)])
     memory: Memory = Dict() if folder is None else Journal(Path(folder), f"dropout {named}")
-    work = _Work(make_model, train_fn, selector, numbers, memory, setting)
+    work = _Work(make_model, train_fn, selector, numbers, memory, setting, probe)
     first = work.trial(0.0)
     if reason := _left_alone(first, setting):
         return DropoutReport(0.0, first.verdict, False, reason, (first,), numbers, trained=work.trained)
@@ -222,6 +228,7 @@ class _Work:
     seeds: tuple[int, ...]
     memory: Memory
     setting: Setting
+    probe: nn.Module
     trained: int = 0
 
     def trial(self, p: float) -> DropoutTrial:
@@ -241,6 +248,8 @@ class _Work:
             return known
         began = time.perf_counter()
         model = _made(self.make_model, seed)
+        if model is self.probe:
+            raise DataError("make_model gives the same model at each call", hint="let it make a fresh one")
         set_dropout(model, p, self.selector)
         rows: list[dict[str, Any]] = []
 
@@ -251,9 +260,10 @@ class _Work:
             torch.manual_seed(seed)
             given = self.train_fn(model, p, seed, log)
         self.trained += 1
-        if given is not None and not isinstance(given, (int, float, torch.Tensor)):
-            rows = list(given)
-        rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
+        given = _plain(given)
+        if given is not None and not isinstance(given, (int, float)):
+            rows = _rows_in(given)
+        rows = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
         loss = _loss_of(given, rows)
         record = {"p": p, "seed": seed, "loss": loss, "rows": rows, "seconds": time.perf_counter() - began}
         self.memory.put(key, record)
@@ -262,17 +272,22 @@ class _Work:
 
 def _loss_of(given: Any, rows: list[dict[str, Any]]) -> float | None:
     """The validation loss of a training; None for one that is no number."""
-    if isinstance(given, (int, float, torch.Tensor)):
-        value = float(given)
-    else:
+    if not isinstance(given, (int, float)):
         logged = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
-        if not logged:
-            raise DataError(
-                "train_fn gave no validation loss",
-                hint="return it, or log it: log(epoch=epoch, train_loss=..., val_loss=...)",
-            )
-        value = float(logged[-1])
-    return value if math.isfinite(value) else None
+        if not logged or not isinstance(logged[-1], (int, float)):
+            found = f", but {logged[-1]!r:.60}" if logged else ""
+            raise DataError(f"train_fn gave no validation loss{found}", hint=_GIVE)
+        given = logged[-1]
+    return float(given) if math.isfinite(given) else None
+
+
+def _rows_in(given: Any) -> list[dict[str, Any]]:
+    """The records that train_fn returned."""
+    rows = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)) else [given]
+    odd = next((row for row in rows if not isinstance(row, Mapping)), given if isinstance(given, Mapping) else None)
+    if odd is not None:
+        raise DataError(f"train_fn gave {odd!r:.60}, which is neither a loss nor a list of records", hint=_GIVE)
+    return rows
 
 
 def _mean(curves: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
@@ -285,11 +300,14 @@ def _mean(curves: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
 
 
 def _plain(value: Any) -> Any:
-    """A tensor or NumPy scalar as a number."""
-    return value.item() if hasattr(value, "item") else value
+    """A tensor or NumPy array of a single number as that number."""
+    single = value.numel() == 1 if isinstance(value, torch.Tensor) else getattr(value, "size", 0) == 1
+    return value.item() if single and hasattr(value, "item") else value
 
 
 def _made(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    if isinstance(make_model, nn.Module):
+        raise DataError("make_model is a model", hint="give a function that makes a fresh one at each call")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make_model()

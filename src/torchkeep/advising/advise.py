@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,10 +10,8 @@ import msgspec
 from torch import nn
 
 from ..core.advice import Advice
-from ..core.live import unwrapped
 from ..core.transfer import Candidate, Examples, Recipe
-from ..errors import DataError
-from ..gathering import check_examples, few, on_device_of, read_examples
+from ..gathering import check_examples, check_head, copied, few, model_from, on_device_of, read_examples
 from ..loading import load_into
 from ..pointing import checkpoint_of
 from ..sensing import similarity
@@ -36,7 +33,7 @@ def advise(
     weights: Any = None,
     sweep: bool = False,
     folder: str | os.PathLike[str] | None = None,
-    old_labels: Sequence[str] | None = None,
+    old_labels: Sequence[str] | Mapping[int, str] | None = None,
     seeds: int = 5,
     recipe: Recipe | None = None,
     epochs: int | None = None,
@@ -60,7 +57,7 @@ def advise(
         weights: what `tk.load_into` loads into the model first, all of them; None where it has them.
         sweep: measure.
         folder: where trials are kept, so that a sweep that broke off goes on; None for nowhere.
-        old_labels: names of the classes of the old head, in its order; those that the weights name, if None.
+        old_labels: names of the classes of the old head, in order or by number; those that the weights name, if None.
         seeds: how many trainings of a candidate there are at most.
         recipe: epochs, batch and rates of a training; by the number of examples if None.
         epochs: instead of those of the recipe.
@@ -96,26 +93,21 @@ def advise(
         budget.append(f"{tried.seconds / tried.trials:.1f} s here for a training on 70 % of the examples")
     with kept_generators(net):
         steps.append(fit_head(net, len(data.classes), head))
+    check_head(net, data, head)
     plan = plan_for(chosen, scenario, net, data, recipe, small=extent.small, surgery=steps, why=why, budget=budget)
     return Advice(data.title or "examples", facts, alike, scenario, plan, report, _named(weights))
 
 
-def _made(model: Maker, weights: Any, labels: Sequence[str] | None) -> tuple[nn.Module, tuple[str, ...] | None]:
+def _made(
+    model: Maker, weights: Any, labels: Sequence[str] | Mapping[int, str] | None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
     """A model of our own with its weights, and the names of its classes."""
-    if isinstance(model, nn.Module):
-        net = copy.deepcopy(unwrapped(model))
-    else:
-        net = model()
-        if not isinstance(net, nn.Module):
-            raise DataError(
-                f"the function gives a {type(net).__name__}, not a model", hint="pass an nn.Module or what makes one"
-            )
-        net = unwrapped(net)
+    net = copied(model_from(model))
     if weights is not None:
         ckpt = checkpoint_of(weights)
         load_into(net, ckpt)
         labels = _labels(ckpt.about.classes) if labels is None else labels
-    return net, None if labels is None else tuple(labels)
+    return net, None if labels is None else _labels(labels)
 
 
 def _labels(classes: Sequence[str] | Mapping[int, str]) -> tuple[str, ...] | None:

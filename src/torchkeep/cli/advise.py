@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ import torchkeep as tk
 
 from .finding import made_by
 from .output import AsJson, answer
+
+_ENDINGS = {"--html": (".html", ".htm"), "--plot": (".png", ".svg", ".pdf", ".html", ".htm")}
 
 
 def advise(
@@ -42,11 +45,13 @@ def advise(
         raise typer.BadParameter("there is nothing measured to draw: add --sweep", param_hint="--plot")
     if folder is not None and not sweep:
         raise typer.BadParameter("trials are kept there: add --sweep", param_hint="--folder")
+    _check_targets({"--plan": plan, "--html": html, "--plot": plot})
     sys.path.insert(0, str(Path.cwd()))
-    advice = tk.advise(
-        lambda: made_by(model, "--model"), data, weights=weights, sweep=sweep, folder=folder, seeds=seeds,
-        epochs=epochs, size=size,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is no part of the answer
+        advice = tk.advise(
+            lambda: made_by(model, "--model"), data, weights=weights, sweep=sweep, folder=folder, seeds=seeds,
+            epochs=epochs, size=size,
+        )  # fmt: skip
     if plan is not None:
         tk.write_plan(advice.plan, plan)
     for target in (html, plot):
@@ -63,9 +68,25 @@ def advise(
     print("to go on:", *_lines(advice, model, plan), sep="\n  ")
 
 
+def _check_targets(targets: dict[str, Path | None]) -> None:
+    """Refuse what could not be written after minutes of measuring."""
+    for option, target in targets.items():
+        if target is None:
+            continue
+        endings = _ENDINGS.get(option, (target.suffix,))
+        if target.suffix.lower() not in endings:
+            raise typer.BadParameter(f"{target} ends in none of {', '.join(endings)}", param_hint=option)
+        if not target.absolute().parent.is_dir():
+            raise tk.errors.SaveError(
+                f"{target} cannot be written: there is no folder {target.parent}", hint="make the folder first"
+            )
+
+
 def _lines(advice: tk.Advice, model: str, plan: Path | None) -> list[str]:
     """Python that trains by the plan."""
     place, _, name = model.partition(":")
-    module = place.removesuffix(".py").replace("/", ".")
+    module = Path(place).stem if place.endswith(".py") else place
+    found = Path(place).absolute().parent if place.endswith(".py") else Path.cwd()
+    finds = [] if found == Path.cwd() else [f"import sys; sys.path.insert(0, {str(found)!r})"]
     reads = f"tk.read_plan({str(plan)!r})" if plan is not None else "tk.read_plan('plan.yaml')  # --plan writes it"
-    return ["import torch, torchkeep as tk", f"import {module}", *advice.go_on(f"{module}.{name}()", reads)]
+    return ["import torch, torchkeep as tk", *finds, f"import {module}", *advice.go_on(f"{module}.{name}()", reads)]

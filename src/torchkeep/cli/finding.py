@@ -48,6 +48,9 @@ def _factory(spec: str, option: str) -> Any:
         module = _module(place)
     except (ImportError, OSError) as error:
         raise typer.BadParameter(f"{place!r} cannot be imported: {error}", param_hint=option) from error
+    except Exception as error:  # whatever the module does
+        said = f"{type(error).__name__}: {error}"
+        raise typer.BadParameter(f"{place!r} cannot be imported: {said}", param_hint=option) from error
     found = module
     for part in name.split("."):
         found = getattr(found, part, None)

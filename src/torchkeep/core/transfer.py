@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -114,6 +115,12 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     stages: list[Stage]
     start: Start = "pretrained"
 
+    def __post_init__(self) -> None:
+        wrong = [stage.share for stage in self.stages if not 0 < stage.share < math.inf]
+        if not self.stages or wrong:
+            what = f"a stage with the share {wrong[0]}" if wrong else "no stages"
+            raise ValueError(f"the candidate {self.name!r} has {what}; it needs one at least, and shares above 0")
+
     def freeze_spec(self, epochs: int) -> FreezeSpec:
         """What is frozen when, in so many epochs; each stage but the last has at least one, and so has the last."""
         total, phases, left = sum(stage.share for stage in self.stages), [], epochs
@@ -144,6 +151,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: int = 32
     lr: float = 1e-3
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key, value in (("epochs", self.epochs), ("batch", self.batch)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"recipe.{key} is {value!r}; it is a whole number above 0")
+        for key, rate, low in (("lr", self.lr, "above 0"), ("weight_decay", self.weight_decay, "0 or more")):
+            if not math.isfinite(rate) or rate < 0 or (rate == 0 and low == "above 0"):
+                raise ValueError(f"recipe.{key} is {rate!r}; it is {low}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from ..core.drawing import in_shares
 from ..core.table import human_bytes, shorten
 from ..core.transfer import Examples
 from ..errors import DataError
-from ._labels import numbered
+from ._labels import numbered, text_of
 
 Size = tuple[int, int]
 
@@ -98,7 +98,10 @@ def from_names(
                 hint="call the inputs x, inputs or images",
             )
         found = by_name if len(by_name) > 1 else next(iter(by_name.values()))
-    names = None if classes is None else [str(name) for name in np.asarray(arrays[classes]).reshape(-1).tolist()]
+    if classes is not None and classes.lower() == "names" and length(arrays[classes]) == count:
+        used.discard(classes)  # of the examples
+        classes = None
+    names = None if classes is None else [text_of(name) for name in np.asarray(arrays[classes]).reshape(-1).tolist()]
     left = [str(key) for key in arrays if str(key) not in used]
     told = [f"{shorten(left, 5)} {'are' if len(left) > 1 else 'is'} left out"] if left else []
     return examples_of(found, target, title=title, size=size, limit=limit, names=names, notes=[*notes, *told])
@@ -176,6 +179,10 @@ def _array(value: Any, key: Any) -> np.ndarray[Any, Any]:
         raise DataError(
             f"{_called(str(key))} are no array of numbers: {error}", hint="give tensors or arrays"
         ) from error
+    if np.ma.is_masked(value):
+        raise DataError(f"{_called(str(key))} are masked in places", hint="leave such examples out, or fill them")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)  # torch has no wider ones
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{_called(str(key))} are of type {array.dtype}, which no model takes",
@@ -197,6 +204,7 @@ def _ready(value: Any, called: str, alone: bool, size: Size | None, notes: list[
         tensor = torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
     else:
         tensor = value.detach()
+        tensor = tensor.dequantize() if tensor.is_quantized else tensor
     if image and tensor.ndim == 3:
         tensor = tensor[:, None]
     if last and (foreign or tensor.dtype is torch.uint8):

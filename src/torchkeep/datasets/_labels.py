@@ -28,7 +28,7 @@ def numbered(raw: Any, names: Sequence[str] | None = None) -> tuple[torch.Tensor
     values, notes = _one_each(_array(raw))
     if not len(values):
         raise DataError("there are no examples", hint="look whether the data set is empty, or a limit is 0")
-    if values.dtype.kind in "US":
+    if values.dtype.kind == "U":
         found, places = np.unique(values, return_inverse=True)
         classes = [str(name) for name in found]
         if names is None:
@@ -43,6 +43,8 @@ def numbered(raw: Any, names: Sequence[str] | None = None) -> tuple[torch.Tensor
         by_name = {name: number for number, name in reversed(list(enumerate(names)))}
         values = np.array([by_name[str(value)] for value in values])
     _check_range(values, names)
+    if values.dtype.kind == "f":
+        values = values.astype(np.int64)  # whole numbers, or they were refused
     found, places = np.unique(values, return_inverse=True)
     if names is not None and len(found) < len(names):
         empty = [name for number, name in enumerate(names) if number not in set(found.tolist())]
@@ -68,12 +70,19 @@ def _array(raw: Any) -> NDArray[Any]:
         values = np.asarray(raw)
     except ValueError as error:
         raise DataError(f"the labels are no single column: {error}", hint=_ONE_EACH) from error
-    if values.dtype.kind == "O" and all(isinstance(value, str) for value in values.flat):
-        values = values.astype(str)
-    if values.dtype.kind not in "biufUS":
+    if values.dtype.kind == "S" or (
+        values.dtype.kind == "O" and all(isinstance(one, (str, bytes)) for one in values.flat)
+    ):
+        values = np.array([text_of(one) for one in values.flat], dtype=str).reshape(values.shape)
+    if values.dtype.kind not in "biufU":
         found = type(values.flat[0]).__name__ if values.size else str(values.dtype)
         raise DataError(f"the labels are {found}, which says no class", hint=_ONE_EACH)
     return values
+
+
+def text_of(name: Any) -> str:
+    """A name as text; bytes are taken for UTF-8."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def _one_each(values: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:

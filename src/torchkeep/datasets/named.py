@@ -47,6 +47,11 @@ def _made(source: str) -> Any:
             found = getattr(found, key)
     except (ImportError, AttributeError) as error:
         raise DataError(f"{source} cannot be imported: {error}", hint=_HOW) from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{source} cannot be imported: {said}", hint="import it in Python to see where it fails"
+        ) from error
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return found
     try:

@@ -102,7 +102,7 @@ def _first(source: Any, limit: int | None, notes: list[str]) -> list[Any]:
     """The examples of what can only be iterated over, from its beginning on."""
     stream = _unbatched(source) if isinstance(source, DataLoader) else iter(source)
     taken: list[Any] = []
-    for item in islice(stream, limit):
+    for item in islice(_heard(stream), limit):
         taken.append(item)
         _check_room(taken, len(taken))
         if limit is None and len(taken) > _MOST:
@@ -112,6 +112,22 @@ def _first(source: Any, limit: int | None, notes: list[str]) -> list[Any]:
     if limit is not None and len(taken) == limit:
         notes.append(f"the first {limit:,} examples were taken")
     return taken
+
+
+def _heard(stream: Iterator[Any]) -> Iterator[Any]:
+    """A stream whose errors say where it broke off."""
+    count = 0
+    try:
+        for item in stream:
+            yield item
+            count += 1
+    except DataError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"the source fails after {count:,} examples: {said}", hint="iterate over it in Python"
+        ) from error
 
 
 def _unbatched(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -268,7 +268,6 @@ class Cache:
         finally:
             restore()
 
-
     def _alike(self, model: nn.Module, store: Store, batch: int, size: int) -> bool:
         """Whether batches of a size give what is kept for all examples; a few may have the same bits by luck."""
         kept, count = store.parts[-store.kept :], len(self._examples)

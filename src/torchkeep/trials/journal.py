@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError
+from ..errors import MissingDependencyError, SaveError
 
 
 def optuna_here() -> Any:
@@ -32,6 +32,19 @@ def storage_at(path: Path) -> Any:
     mend(path)
     backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=Lock(path.with_name("journal.lock")))
     return optuna.storages.JournalStorage(backend)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for trials, if it is not there.
+
+    Raises:
+        SaveError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"{folder} cannot be a folder for trials: {error.strerror}"
+        raise SaveError(said, hint="give a folder, or the name of a new one") from error
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
-from .journal import Lock, optuna_here, quiet, storage_at
+from .journal import Lock, make_folder, optuna_here, quiet, storage_at
 
 
 class Memory(Protocol):
@@ -50,7 +51,7 @@ class Journal:
     def __init__(self, folder: str | Path, name: str) -> None:
         optuna = optuna_here()
         place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         with Lock(place / "trials.lock"), quiet(optuna):
             storage = storage_at(place / "trials.journal")
             self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
@@ -67,6 +68,7 @@ class Journal:
 
     def put(self, key: str, record: dict[str, Any]) -> None:
         """See `Memory`."""
-        value = float(record.get("loss", 0.0))
-        attributes = {"key": key, "record": json.dumps(record)}
+        loss = record.get("loss")
+        value = math.inf if loss is None else float(loss)
+        attributes = {"key": key, "record": json.dumps(record, default=str)}
         self._study.add_trial(self._made(state=self._finished, value=value, user_attrs=attributes))

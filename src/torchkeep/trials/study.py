@@ -11,7 +11,7 @@ import torch
 
 from ..core.transfer import Outcome
 from ..errors import DataError
-from .journal import Lock, optuna_here, quiet, storage_at
+from .journal import Lock, make_folder, optuna_here, quiet, storage_at
 
 NAME = "sweep"
 JOURNAL = "study.journal"
@@ -45,7 +45,7 @@ class Study:
         if folder is None:
             self._storage: Any = optuna.storages.InMemoryStorage()
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with self._lock:
                 self._storage = storage_at(folder / JOURNAL)
         with self._lock, quiet(optuna):
@@ -97,8 +97,7 @@ class Study:
         kept = self._storage.get_study_user_attrs(study).get(_FINGERPRINT)
         if kept is None:  # a process was killed between the two, or it is new
             self._storage.set_study_user_attr(study, _FINGERPRINT, fingerprint)
-        elif kept != fingerprint:
-            other = [key for key in fingerprint if kept.get(key) != fingerprint[key]]
+        elif other := [key for key in fingerprint if kept.get(key, fingerprint[key]) != fingerprint[key]]:
             raise DataError(
                 f"{folder} has the trials of a sweep with other {' and '.join(other)}",
                 hint="give this sweep a folder of its own, or go on with what that one had",

@@ -70,8 +70,9 @@ class Trials:
         made_of = {
             "weights": _digest({**dict(named_parameters(model)), **dict(named_buffers(model))}),
             "examples": _digest(_tensors(examples)),
-            "candidates": digest_bytes(repr(list(candidates)).encode()),
+            "candidates": digest_bytes(repr(list(candidates)).encode(errors="backslashreplace")),
             "recipe": digest_bytes(repr(recipe).encode()),
+            "layers": digest_bytes(re.sub(r"\b0x[0-9a-f]+", "", repr(model)).encode(errors="backslashreplace")),
         }
         if any(candidate.start == "scratch" for candidate in candidates):
             left = fresh(copy.deepcopy(model), 0)
@@ -104,7 +105,7 @@ class Trials:
         """The folder of a trial's run; None where there is none."""
         if self._folder is None:
             return None
-        plain = re.sub(r"[^\w.\-]+", "-", name).strip("-.") or "trial"
+        plain = re.sub(r"[^\w.\-]+", "-", name)[:40].strip("-.") or "trial"  # letters may take four bytes
         place = list(self._candidates).index(name)
         return self._folder / "trials" / f"{place}-{plain}-{seed}"
 

@@ -30,7 +30,7 @@ def sweep_figure(report: SweepReport, title: str, said: str) -> Any:
     _accuracies(left, report)
     each = [one.seconds / one.trials for one in report.candidates]
     right.barh(range(len(names)), each, height=0.55, color="0.75", edgecolor="0.2")
-    left.set_yticks(range(len(names)), names)
+    left.set_yticks(range(len(names)), map(_as_it_is, names))
     left.invert_yaxis()
     left.set_xlabel("accuracy on examples held out; bars: 95 % of the difference to the best")
     right.set_xlabel("seconds of a training")
@@ -38,9 +38,14 @@ def sweep_figure(report: SweepReport, title: str, said: str) -> Any:
         axis.grid(True, axis="x", color="0.92")
         axis.set_axisbelow(True)
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8)
-    drawn.suptitle(textwrap.shorten(title, 100), fontsize=10)
-    drawn.supxlabel(textwrap.fill(f"{said}.", 110), fontsize=9)
+    drawn.suptitle(_as_it_is(textwrap.shorten(title, 100)), fontsize=10)
+    drawn.supxlabel(_as_it_is(textwrap.fill(f"{said}.", 110)), fontsize=9)
     return drawn
+
+
+def _as_it_is(text: str) -> str:
+    """Text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
 
 
 def _accuracies(axis: Any, report: SweepReport) -> None:
