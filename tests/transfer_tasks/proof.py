@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+import optuna  # noqa: F401 - before the clock starts, as the grid's imports are
 import torch
 
 import torchkeep as tk
