@@ -591,3 +591,17 @@ def test_names_are_no_formulas_in_a_picture(high: Examples, tmp_path: Path) -> N
     tk.plot(advice, tmp_path / "a.png")
     tk.plot(advice, tmp_path / "a.html")
     assert "<b>" not in (tmp_path / "a.html").read_text()
+
+
+def test_what_was_hardly_trained_is_no_verdict(weights: Path, high: Examples) -> None:
+    lines: list[str] = []
+    advice = tk.advise(digits_net, high, weights=weights, sweep=True, seeds=1, epochs=1, lr=1e-6, progress=lines.append)
+    assert advice.sweep is not None and advice.plan.recipe.lr == 1e-6
+    assert advice.sweep["head"].zone == "undertrained"
+    assert any("too few or too slow" in note for note in advice.sweep.notes)
+    assert "undertrained" in str(advice.table())
+    assert len(lines) == sum(one.trials for one in advice.sweep.candidates) and lines[0].startswith("head, seed 0: ")
+
+
+def test_weights_that_were_not_given_are_said(high: Examples) -> None:
+    assert any("no weights were given" in one for one in tk.advise(digits_net, high).plan.why)

@@ -170,6 +170,19 @@ def test_a_loss_that_overflowed_is_unstable_though_it_came_back(facts: dict[str,
     assert "5.4e+145" in next(one.message for one in found.findings if one.code == "diverged")
 
 
+def test_a_metric_that_may_be_either_way_round_is_left_out(tmp_path: Path) -> None:
+    rows = "\n".join(f"{n},{0.4 + 1.9 * 0.8**n},{0.4 + 1.9 * 0.81**n},{0.9 - 0.5 * 0.8**n}" for n in range(30))
+    (tmp_path / "odd.csv").write_text(f"epoch,train_loss,val_loss,goodness\n{rows}\n")
+    names = {"val_metric": "goodness"}
+    found = tk.diagnose(tmp_path / "odd.csv", classes=10, names=names)
+    assert found.verdict != "overfit" and any("goodness" in note for note in found.notes), str(found)
+    told = tk.diagnose(tmp_path / "odd.csv", classes=10, names=names, mode="min")
+    assert any("goodness" in one.message for one in told.findings)
+    arguments = ["doctor", str(tmp_path / "odd.csv"), "--classes", "10", "--name", "val_metric=goodness", "--mode"]
+    assert CliRunner().invoke(app, [*arguments, "max"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "up"]).exit_code == 2
+
+
 def test_impossible_facts_are_refused() -> None:
     for known in ({"rate": 0.0}, {"batch": 0}, {"parameters": -1}, {"momentum": 1.0}):
         with pytest.raises(ValueError, match=next(iter(known))):

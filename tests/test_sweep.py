@@ -369,3 +369,11 @@ def test_a_head_that_does_not_give_the_scores_is_said() -> None:
     for verb in (tk.sweep, tk.advise):
         with pytest.raises(SurgeryError, match="'last' was made to give 4 scores, and the model gives 7"):
             verb(Two(), stripes())  # type: ignore[operator]
+
+
+def test_a_run_is_no_place_for_a_sweep(tmp_path: Path) -> None:
+    with tk.Run(tmp_path / "run") as run:
+        run.save(0, model=net())
+    with pytest.raises(DataError, match="is a run"):
+        tk.sweep(net(), stripes(), recipe=RECIPE, folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "trials").exists()

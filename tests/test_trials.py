@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -502,6 +503,8 @@ def test_zones() -> None:
     assert zone_of(difference(found, "a", "s")) == "helps"
     assert zone_of(difference(found, "s", "a")) == "hurts"
     assert zone_of(difference(found, "a", "a")) == "does not matter"
+    once = replace(difference(found, "a", "s"), mean=0.25, stderr=0.1)
+    assert zone_of(once) == "does not matter" and zone_of(replace(once, seeds=2)) == "helps"
     assert zone_of(None) == zone_of(difference(found, "a", "x")) == "not compared"
 
 

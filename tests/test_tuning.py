@@ -318,3 +318,9 @@ def test_on_real_data_it_finds_what_a_grid_finds() -> None:
     proof.check()
     assert proof.report.p >= 0.3
     assert len(proof.row.split("|")) == 12
+
+
+def test_no_number_without_dropout_is_said() -> None:
+    make = lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))  # noqa: E731
+    with pytest.raises(DataError, match="no number"):
+        tk.tune_dropout(make, lambda model, p, seed, log: math.nan, seeds=2)

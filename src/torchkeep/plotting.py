@@ -55,7 +55,7 @@ def plot(
         raise SaveError(f"{target} has another ending than {endings}", hint="the ending says what is written")
     if isinstance(history, Advice):
         return _plot_advice(history, target)
-    curves, setting = understood(history, known.get("metric"), known.get("names"), known.get("setting"))
+    curves, setting = understood(history, **_of_curves(known))
     said = diagnose(history, **known) if diagnosis is None else diagnosis
     drawn = figure(curves, said, setting)
     _write(target, drawn, lambda: page(said, as_svg(drawn)))
@@ -85,4 +85,8 @@ def _write(target: Path | None, drawn: Any, paged: Callable[[], str]) -> None:
 
 def sketch(history: Historic, **known: Any) -> str:
     """The losses as a few lines of characters, for a terminal; empty where there are no curves."""
-    return chart(understood(history, known.get("metric"), known.get("names"), known.get("setting"))[0])
+    return chart(understood(history, **_of_curves(known))[0])
+
+
+def _of_curves(known: dict[str, Any]) -> dict[str, Any]:
+    return {name: known[name] for name in ("metric", "names", "setting", "mode") if name in known}

@@ -17,6 +17,7 @@ from .core.transfer import Candidate, Examples, Outcome, Recipe
 from .errors import DataError
 from .freezing import unfreeze
 from .gathering import check_examples, check_head, copied, few, model_from, on_device_of
+from .running import is_run
 from .surgery import head_of, resize_head
 from .surgery.trial import kept_generators
 from .trials.caching import Cache
@@ -24,6 +25,8 @@ from .trials.candidates import candidates_for, cost_of
 from .trials.comparing import Results, adjusted, choose, difference, seeds_of, zone_of
 from .trials.racing import grid, race
 from .trials.trying import Trials
+
+_STEPS = 320  # of the optimizer, about, where examples are few
 
 
 def sweep(
@@ -38,6 +41,7 @@ def sweep(
     cache: bool = True,
     cache_limit: int = 2 << 30,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> SweepReport:
     """Measure what to freeze and what to train of a pretrained model on new data, and choose.
 
@@ -62,6 +66,7 @@ def sweep(
         cache: keep the activations of frozen layers instead of running them in each epoch.
         cache_limit: bytes of them that are kept in memory; more go into the folder, if there is one.
         seed: the first seed.
+        progress: is called with a line about each trial that was done.
 
     Raises:
         DataError: the examples cannot be used, or the folder has a sweep over something else.
@@ -82,9 +87,11 @@ def sweep(
     recipe = recipe or recipe_for(examples)
     costs = {candidate.name: cost_of(made, candidate, head) for candidate in listed}
     home = None if folder is None else Path(folder)
+    if home is not None and is_run(home):
+        raise DataError(f"{home} is a run", hint="give the sweep a folder of its own")
     kept = Cache(examples, recipe.batch, limit=cache_limit, folder=home and home / "cache") if cache else None
     try:
-        trials = Trials(home, made, head, examples, listed, recipe, cache=kept)
+        trials = Trials(home, made, head, examples, listed, recipe, cache=kept, progress=progress)
         numbers = range(seed, seed + seeds)
         work = {name: 0.1 + cost[0] for name, cost in costs.items()}
         found = grid(names, numbers, trials.outcomes) if exhaustive else race(names, numbers, work, trials.outcomes)
@@ -120,7 +127,7 @@ def recipe_for(examples: Examples) -> Recipe:
     """By the number of examples: small batches and more epochs for few, so that there are steps enough."""
     count = max(1, round(0.7 * len(examples)))
     batch = 16 if count < 200 else 32
-    return Recipe(epochs=max(8, min(40, -(-240 * batch // count))), batch=batch)
+    return Recipe(epochs=max(8, min(100, -(-_STEPS * batch // count))), batch=batch)
 
 
 def _moved(examples: Examples, device: torch.device) -> Examples:

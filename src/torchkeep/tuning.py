@@ -117,6 +117,11 @@ def tune_dropout(
     memory: Memory = Dict() if folder is None else Journal(Path(folder), f"dropout {named}")
     work = _Work(make_model, train_fn, selector, numbers, memory, setting, probe)
     first = work.trial(0.0)
+    if not math.isfinite(first.loss):
+        raise DataError(
+            "training without dropout ends with a validation loss that is no number",
+            hint="mend that first: look at the inputs, or lower the learning rate",
+        )
     if reason := _left_alone(first, setting):
         return DropoutReport(0.0, first.verdict, False, reason, (first,), numbers, trained=work.trained)
     found, steps = climb(work.trial, first, start=start, step=step, most=most, trials=trials)

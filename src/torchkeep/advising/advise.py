@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from torch import nn
 
 from ..core.advice import Advice
+from ..core.survey import Growth
+from ..core.sweep_report import SweepReport
+from ..core.table import shorten
 from ..core.transfer import Candidate, Examples, Recipe
 from ..gathering import check_examples, check_head, copied, few, model_from, on_device_of, read_examples
 from ..loading import load_into
@@ -23,6 +27,7 @@ from ..sweeping import sweep as measure
 from .planning import candidate_for, fit_head, fit_input, plan_for, textbook
 from .scenario import Size, scenario_of
 
+_SHORT = 0.1  # of accuracy
 Maker = nn.Module | Callable[[], nn.Module]
 
 
@@ -37,9 +42,11 @@ def advise(
     seeds: int = 5,
     recipe: Recipe | None = None,
     epochs: int | None = None,
+    lr: float | None = None,
     candidates: Sequence[Candidate] | None = None,
     size: int | tuple[int, int] | None = None,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Say how to bring a pretrained model to new data: what to replace, freeze and train, from which weights.
 
@@ -60,10 +67,11 @@ def advise(
         old_labels: names of the classes of the old head, in order or by number; those that the weights name, if None.
         seeds: how many trainings of a candidate there are at most.
         recipe: epochs, batch and rates of a training; by the number of examples if None.
-        epochs: instead of those of the recipe.
+        epochs, lr: instead of those of the recipe.
         candidates: the ways of training to try out; those that are made for the model, if None.
         size: of images, in pixels, as `tk.read_examples` takes it.
         seed: of splits and fresh weights.
+        progress: is called with a line about each trial of a sweep.
 
     Raises:
         DataError: the examples cannot be used, or not with this model. Nothing was trained.
@@ -83,11 +91,17 @@ def advise(
     extent = Size.of(facts.counts, facts.parameters)
     scenario = scenario_of(extent, alike.verdict)
     why = textbook(scenario, extent, alike.verdict)
+    if weights is None:
+        why.append("no weights were given: the values that the model has are taken as pretrained")
     recipe = recipe or recipe_for(data)
-    recipe = recipe if epochs is None else msgspec.structs.replace(recipe, epochs=epochs)
+    given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+    recipe = msgspec.structs.replace(recipe, **given)
     report, chosen, budget = None, candidate_for(scenario, net, head), list[str]()
     if sweep:
-        report = measure(net, data, candidates=candidates, recipe=recipe, seeds=seeds, folder=folder, seed=seed)
+        report = measure(
+            net, data, candidates=candidates, recipe=recipe, seeds=seeds, folder=folder, seed=seed, progress=progress
+        )
+        report = _doubted(report, facts.growth)
         chosen, tried = report.plan, report[report.chosen]
         why.append(f"measured: {report.why}")
         budget.append(f"{tried.seconds / tried.trials:.1f} s here for a training on 70 % of the examples")
@@ -96,6 +110,25 @@ def advise(
     check_head(net, data, head)
     plan = plan_for(chosen, scenario, net, data, recipe, small=extent.small, surgery=steps, why=why, budget=budget)
     return Advice(data.title or "examples", facts, alike, scenario, plan, report, _named(weights))
+
+
+def _doubted(report: SweepReport, growth: Growth | None) -> SweepReport:
+    """The report, with candidates marked that have not even learned what a probe finds in the frozen features."""
+    if growth is None:
+        return report
+    probe = growth.points[-1].accuracy
+    short = {
+        one.name for one in report.candidates if one.gain is not None and one.score < probe - _SHORT - 2 * one.stderr
+    }
+    if not short:
+        return report
+    tried = tuple(replace(one, zone="undertrained") if one.name in short else one for one in report.candidates)
+    note = (
+        f"{shorten(sorted(short))}: fewer right than a probe in closed form finds in the frozen features "
+        f"({probe:.0%}), so {report.recipe.epochs} epochs at a rate of {report.recipe.lr:g} are too few or too slow "
+        "for them: raise epochs or lr before believing this"
+    )
+    return replace(report, candidates=tried, notes=(*report.notes, note))
 
 
 def _made(

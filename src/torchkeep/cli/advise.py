@@ -28,6 +28,7 @@ def advise(
     folder: Annotated[Path | None, typer.Option("--folder", help="Keep the trials here; a sweep goes on.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of a candidate, at most.")] = 5,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of each training.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Base learning rate: that of the head.")] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=1, help="Pixels that images are made wide and high.")
     ] = None,
@@ -45,12 +46,14 @@ def advise(
         raise typer.BadParameter("there is nothing measured to draw: add --sweep", param_hint="--plot")
     if folder is not None and not sweep:
         raise typer.BadParameter("trials are kept there: add --sweep", param_hint="--folder")
+    if lr is not None and not lr > 0:
+        raise typer.BadParameter(f"{lr} is not above 0", param_hint="--lr")
     _check_targets({"--plan": plan, "--html": html, "--plot": plot})
     sys.path.insert(0, str(Path.cwd()))
     with redirect_stdout(sys.stderr):  # what the user's own code prints is no part of the answer
         advice = tk.advise(
             lambda: made_by(model, "--model"), data, weights=weights, sweep=sweep, folder=folder, seeds=seeds,
-            epochs=epochs, size=size,
+            epochs=epochs, lr=lr, size=size, progress=_told if sys.stderr.isatty() else None,
         )  # fmt: skip
     if plan is not None:
         tk.write_plan(advice.plan, plan)
@@ -66,6 +69,10 @@ def advise(
     if not sweep:
         print(f"to measure:\n  {shlex.join(['torchkeep', *sys.argv[1:], '--sweep'])}\n")
     print("to go on:", *_lines(advice, model, plan), sep="\n  ")
+
+
+def _told(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _check_targets(targets: dict[str, Path | None]) -> None:

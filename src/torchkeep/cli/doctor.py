@@ -26,6 +26,7 @@ def doctor(
     momentum: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
     batch: Annotated[int | None, typer.Option(help="Training examples a step.")] = None,
     metric: Annotated[str | None, typer.Option(help="The metric that counts, e.g. accuracy.")] = None,
+    mode: Annotated[str, typer.Option(help="min or max: which is best, if the metric's name does not say.")] = "",
     name: Annotated[
         list[str] | None, typer.Option(help="ROLE=NAME for what is called otherwise, again for more.")
     ] = None,
@@ -54,13 +55,15 @@ def doctor(
             raise typer.BadParameter(f"{value} is not above 0", param_hint=option)
     if momentum is not None and not 0 <= momentum < 1:
         raise typer.BadParameter(f"{momentum} is not from 0 to below 1", param_hint="--momentum")
+    if mode not in ("", "min", "max"):
+        raise typer.BadParameter(f"{mode!r} is neither min nor max", param_hint="--mode")
     names = dict(_pair(one) for one in name or ())
     history = tk.read_history(path, names=names or None)
     source = path if tk.is_run(path) else history
     known: dict[str, Any] = {
         "classes": classes, "n_val": n_val, "n_train": n_train, "target_variance": target_variance,
         "parameters": parameters, "optimizer": optimizer, "rate": rate, "momentum": momentum, "batch": batch,
-        "metric": metric, "names": names or None,
+        "metric": metric, "mode": mode, "names": names or None,
     }  # fmt: skip
     diagnosis = tk.diagnose(source, **known)
     for target in (html, plot):

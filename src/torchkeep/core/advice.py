@@ -52,6 +52,7 @@ class Advice:
                 ("similarity", self.similarity.verdict),
                 ("textbook", SCENARIOS[self.scenario]),
                 *((zone, names or "none") for zone, names in zones if tried),
+                ("undertrained", shorten(one.name for one in tried if one.zone == "undertrained")),
             ),
             notes=() if tried else ("nothing was trained: sweep=True, or --sweep, measures what is guessed here",),
         )
@@ -76,10 +77,12 @@ class Advice:
             "tk.apply(plan, model)",
             "groups = tk.param_groups(model, lr=plan.recipe.lr, weight_decay=plan.recipe.weight_decay)",
             "optimizer = torch.optim.AdamW(groups)",
+            "fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.recipe.epochs)  # as in the trials",
             'with tk.Run("runs/transfer") as run:',
-            "    for epoch in range(run.resume(model=model, optimizer=optimizer), plan.recipe.epochs):",
-            "        tk.enter_phase(model, epoch, optimizer)",
+            "    for epoch in range(run.resume(model=model, optimizer=optimizer, scheduler=fall), plan.recipe.epochs):",
+            "        tk.enter_phase(model, epoch, optimizer, fall)",
             "        train_one_epoch(model, optimizer)  # yours",
+            "        fall.step()",
             "        run.save(epoch)",
         )
 

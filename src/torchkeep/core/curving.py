@@ -290,7 +290,7 @@ def _mode(name: str, notes: list[str]) -> str:
     try:
         return mode_of("_".join((name, *read_name(name).base)))
     except ValueError:
-        notes.append(f"{name!r} does not say whether a high or a low value is best: mode= does")
+        notes.append(f"{name!r} does not say whether a high or a low value is best, so it is left out: mode= says it")
         return ""
 
 

@@ -12,7 +12,7 @@ import msgspec
 from .table import Table, human_count
 from .transfer import Candidate, Outcome, Recipe
 
-Zone = Literal["helps", "does not matter", "hurts", "not compared"]
+Zone = Literal["helps", "does not matter", "hurts", "not compared", "undertrained"]
 
 
 @dataclass(frozen=True)

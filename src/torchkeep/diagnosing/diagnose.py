@@ -29,6 +29,7 @@ def diagnose(
     momentum: float | None = None,
     batch: int | None = None,
     metric: str | None = None,
+    mode: str = "",
     names: Mapping[str, str] | None = None,
     setting: Setting | None = None,
     checks: Iterable[str | Check] | None = None,
@@ -53,6 +54,8 @@ def diagnose(
             its momentum.
         batch: training examples a step.
         metric: the name of the metric that counts; accuracy where there is one if None.
+        mode: `max` or `min`, whichever of the metric is best; if empty, as its name says. A metric whose name does not
+            say it is left out.
         names: role -> name for what is called otherwise, as in `tk.read_history`.
         setting: all that is known beside the curves; of a run of torchkeep its snapshots tell most of it.
         checks: names of checks, or checks; all that there are if None.
@@ -61,7 +64,7 @@ def diagnose(
         OpenError: the history cannot be read.
         SelectorError: there is no metric, or no column, of that name; the hint has the nearest.
     """
-    curves, known = understood(history, metric, names, setting)
+    curves, known = understood(history, metric, names, setting, mode)
     given: dict[str, Any] = {
         "classes": classes, "n_val": n_val, "n_train": n_train, "target_variance": target_variance,
         "parameters": parameters, "rate": rate, "batch": batch,
@@ -77,10 +80,14 @@ def diagnose(
 
 
 def understood(
-    history: Historic, metric: str | None, names: Mapping[str, str] | None, setting: Setting | None
+    history: Historic,
+    metric: str | None = None,
+    names: Mapping[str, str] | None = None,
+    setting: Setting | None = None,
+    mode: str = "",
 ) -> tuple[Curves, Setting]:
     """The curves of a history, and what is known beside them."""
-    curves = curves_of(read_history(history, names=names), metric=metric)
+    curves = curves_of(read_history(history, names=names), metric=metric, mode=mode)
     if setting is None:
         run = _run_of(history)
         setting = Setting() if run is None else setting_of(run, unit=curves.unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..checks import CHECKS
 from ..core.checkpoint import SEVERITIES
@@ -21,6 +22,8 @@ def examine(curves: Curves, setting: Setting, checks: Iterable[str | Check] | No
         setting: what is known beside.
         checks: names of checks, or checks; all that there are if None.
     """
+    if curves.val_metric is not None and not curves.val_metric.mode:  # nobody says which way is better
+        curves = replace(curves, train_metric=None, val_metric=None)
     parts: list[Check] = [make_part(CHECKS, one, "check") for one in (CHECKS if checks is None else checks)]
     looked = [check.look(curves, setting) for check in parts]
     signs = sorted((one for one in looked if one is not None), key=lambda one: -SEVERITIES.index(one.severity))

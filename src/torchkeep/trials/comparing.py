@@ -121,9 +121,13 @@ def _points(apart: Difference) -> str:
 
 
 def zone_of(gain: Difference | None) -> Zone:
-    """What transfer does, by how much more accurate it is than fresh weights: the interval of about 95 %."""
+    """What transfer does, by how much more accurate it is than fresh weights.
+
+    Two standard errors tell, and three where both were trained once only: what another seed would give is not in them.
+    """
     if gain is None or not gain.seeds:
         return "not compared"
-    if gain.mean > 2 * gain.stderr:
+    noise = (2 if gain.seeds > 1 else 3) * gain.stderr
+    if gain.mean > noise:
         return "helps"
-    return "hurts" if gain.mean < -2 * gain.stderr else "does not matter"
+    return "hurts" if gain.mean < -noise else "does not matter"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Trials:
         recipe: Recipe,
         *,
         cache: Cache | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         """Prepare them.
 
@@ -58,6 +59,7 @@ class Trials:
             candidates: the ways of training.
             recipe: the same for all of them.
             cache: of activations of this model over these examples.
+            progress: is called with a line about each trial that was done.
 
         Raises:
             MissingDependencyError: Optuna is not installed.
@@ -66,6 +68,7 @@ class Trials:
         self.notes: list[str] = []
         self._folder, self._model, self._head = folder, model, head
         self._examples, self._recipe, self._cache = examples, recipe, cache
+        self._progress = progress
         self._candidates = {candidate.name: candidate for candidate in candidates}
         made_of = {
             "weights": _digest({**dict(named_parameters(model)), **dict(named_buffers(model))}),
@@ -136,6 +139,8 @@ class Trials:
             raise
         self._study.finish(trial, outcome, "" if run is None else run.path.name)
         self._known[name, seed] = outcome
+        if self._progress is not None:
+            self._progress(f"{name}, seed {seed}: {outcome.score:.1%} held out, {outcome.seconds:.1f} s")
 
     def _trained(self, candidate: Candidate, seed: int, run: Run | None) -> Outcome:
         model = self.start(candidate, seed)

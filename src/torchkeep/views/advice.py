@@ -14,7 +14,7 @@ from ..core.table import Table
 from .figures import blank
 from .page import framed
 
-_MARKS = {"helps": "^", "does not matter": "o", "hurts": "v", "not compared": "s"}
+_MARKS = {"helps": "^", "does not matter": "o", "hurts": "v", "not compared": "s", "undertrained": "x"}
 
 
 def sweep_figure(report: SweepReport, title: str, said: str) -> Any:
@@ -53,7 +53,7 @@ def _accuracies(axis: Any, report: SweepReport) -> None:
     labels = set()
     for place, one in enumerate(report.candidates):
         fresh = one.gain is None and one.zone == "not compared"
-        label = "fresh weights" if fresh else f"transfer {one.zone}"
+        label = "fresh weights" if fresh else one.zone if one.zone == "undertrained" else f"transfer {one.zone}"
         if fresh:
             axis.axvline(one.score, color="0.4", linestyle=":", linewidth=1.2, zorder=0)
         axis.errorbar(
