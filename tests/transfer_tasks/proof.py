@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -244,7 +245,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     total = len(rows)
     verdicts = [row for row in rows if row.agrees is not None]
     open_ones = [row for row in rows if row.agrees is None]
-    undecided = sum(row.benefit == "does not matter" for row in open_ones)
+    went = ", ".join(f"{kind} in {count}" for kind, count in Counter(row.benefit for row in open_ones).items())
     said = f"{sum(bool(row.agrees) for row in verdicts)} of {len(verdicts)}"
     return [
         "| asked | found |",
@@ -255,7 +256,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         f"| mean behind: sweep, textbook, all | {_means(rows)} points |",
         f"| compute of the sweep at most a third of the grid's | {sum(row.compute <= 1 / 3 for row in rows)} of {total}; together {_together(rows):.2f} |",
         f"| verdict `similar` where transfer helps, `different` where it does not | {said} |",
-        f"| verdict `ambiguous` | {len(open_ones)}, in {undecided} of them transfer does not matter |",
+        f"| verdict `ambiguous` | {len(open_ones)}: transfer {went or 'nowhere'} |",
     ]
 
 
