@@ -135,5 +135,5 @@ def test_a_row_says_what_the_grid_measured() -> None:
     said = proof.summary([row, replace(other, verdict="similar"), replace(other, gain=proof.Paired(0.01, 0.02))])
     assert said[2].endswith("| 0 of 3 tasks |")
     assert said[7].endswith("| 1 of 2 |")
-    assert said[8].endswith("| 1, in 1 of them transfer does not matter |")
+    assert said[8].endswith("| 1: transfer does not matter in 1 |")
     assert "**19.5 ± 0.5**" in proof.page([row])
