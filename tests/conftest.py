@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 DATA = Path(__file__).parent / "data"
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # others may be running
+settings.load_profile("busy")
 
 
 def _unpacked(name: str, folder: Path) -> Path:
