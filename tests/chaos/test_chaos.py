@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("train.py")
-POINTS = 6
+POINTS = 4
 
 
 @pytest.mark.parametrize("how", [[], ["--engine=direct", "--beside"]], ids=["as it comes", "direct and beside"])

@@ -16,7 +16,7 @@ from torchkeep.formats import FORMATS
 
 TARGETS = targets()
 GUIDED_SECONDS = 12.0  # for all targets together, with the time it takes to start
-MADE_SECONDS = (40.0 - GUIDED_SECONDS) / len(TARGETS)
+MADE_SECONDS = (32.0 - GUIDED_SECONDS) / len(TARGETS)
 CRASHES = [pytest.param(name, data, id=place) for name in TARGETS for place, data in stored_inputs(name, "crashes")]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch says of odd tensors
