@@ -21,10 +21,9 @@ from .core.transfer import Examples
 from .datasets import DATASETS, Dataset
 from .errors import DataError, SurgeryError
 from .surgery import stem_of
+from .surgery.layers import CONVS
 from .surgery.trial import kept_generators, mapped, undisturbed
 from .trials.training import logits_of
-
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def read_examples(source: Any, *, size: int | tuple[int, int] | None = None, limit: int | None = None) -> Examples:

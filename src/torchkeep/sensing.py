@@ -124,13 +124,11 @@ def _check(model: nn.Module, examples: Examples) -> None:
     empty = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
     if empty:
         raise DataError(f"{shorten(empty, 3)} are on the meta device and have no values", hint="load weights first")
-    for name, tensor in _named(examples.inputs):
+    for name, tensor in examples.tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DataError(f"{name} have values that are no finite numbers", hint="replace them before asking")
-
-
-def _named(inputs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    return iter(inputs.items()) if isinstance(inputs, Mapping) else iter([("the inputs", inputs)])
+            raise DataError(
+                f"{name or 'the inputs'} have values that are no finite numbers", hint="replace them before asking"
+            )
 
 
 class _Tap:
@@ -180,7 +178,8 @@ class _Watch:
     def __init__(self, model: nn.Module, taps: list[_Tap]) -> None:
         self._model, self._taps = model, taps
         self._chosen = False
-        self._batch, self._mask = 0, None
+        self._batch = 0
+        self._mask: torch.Tensor | None = None
         self._now: dict[_Tap, torch.Tensor | None] = {}
         self._sums: dict[str, torch.Tensor] = {}
 
@@ -207,10 +206,10 @@ class _Watch:
             for tap in self._taps:
                 self._hang(model, tap, hooks)
             for places in torch.arange(len(examples)).tensor_split(max(1, round(len(examples) / _BATCH))):
-                inputs = _moved(examples.take(places).inputs, first.device)
+                part = examples.take(places).to(first.device)
                 self._batch, self._now = len(places), {}
-                self._mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-                said.append(_answers(_given(model, inputs), len(places)))
+                self._mask = part.tensors.get("attention_mask")
+                said.append(_answers(_given(model, part), len(places)))
                 if not self._chosen:
                     self._choose()
                 for tap in self._taps:
@@ -312,21 +311,17 @@ def _fresh(
     return watch.again(made, examples)
 
 
-def _given(model: nn.Module, inputs: Any) -> Any:
+def _given(model: nn.Module, examples: Examples) -> Any:
+    inputs = examples.inputs
     try:
         return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     except Exception as error:  # whatever a forward may do
-        shapes = ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype}" for name, tensor in _named(inputs))
+        named = examples.tensors.items()
+        shapes = ", ".join(f"{name or 'the inputs'} {list(tensor.shape)} {tensor.dtype}" for name, tensor in named)
         raise DataError(
             f"the model cannot take {shapes}: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             hint="bring the examples to the size, channels and type that the model takes",
         ) from error
-
-
-def _moved(inputs: Any, device: torch.device) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
-    return inputs.to(device)
 
 
 def _answers(given: Any, count: int) -> torch.Tensor | None:

@@ -19,9 +19,9 @@ from .core.table import shorten
 from .core.transfer import Examples
 from .errors import DataError, SurgeryError
 from .freezing.view import numel
-from .gathering import CONVS, check_examples, few, first_layer, on_device_of, read_examples, tried
+from .gathering import check_examples, few, first_layer, on_device_of, read_examples, tried
 from .surgery import head_of
-from .surgery.layers import site_of
+from .surgery.layers import CONVS, site_of
 from .surgery.trial import undisturbed
 from .trials.training import logits_of
 

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +78,7 @@ def sweep(
     if seed < 0 or seed + seeds > 2**31:
         raise ValueError(f"seed is {seed}; it is 0 or more, and the last one below {2**31:,}")
     made, head = prepared(model, examples)
-    examples = _moved(examples, next(made.parameters()).device)
+    examples = examples.to(next(made.parameters()).device)
     listed = list(candidates_for(made, head=head) if candidates is None else candidates)
     names = [candidate.name for candidate in listed]
     if len(set(names)) < len(names) or not names:
@@ -128,15 +127,6 @@ def recipe_for(examples: Examples) -> Recipe:
     count = max(1, round(0.7 * len(examples)))
     batch = 16 if count < 200 else 32
     return Recipe(epochs=max(8, min(100, -(-_STEPS * batch // count))), batch=batch)
-
-
-def _moved(examples: Examples, device: torch.device) -> Examples:
-    inputs: Any = examples.inputs
-    if isinstance(inputs, torch.Tensor):
-        inputs = inputs.to(device)
-    else:
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    return Examples(inputs, examples.labels.to(device), examples.classes, examples.title, examples.notes)
 
 
 def _report(

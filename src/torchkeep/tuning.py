@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from .core.curves import Setting
 from .core.digests import digest_bytes, digest_tensor
 from .core.dropout_report import DropoutReport, DropoutTrial, paired
 from .core.live import state_of
-from .core.names import Selector
+from .core.names import Selector, selection_of
 from .core.transfer import Candidate, Examples, Recipe, Stage
 from .diagnosing import diagnose
 from .errors import DataError
@@ -338,7 +337,7 @@ def _train(
 def _trained(model: nn.Module) -> str | list[str]:
     """A selector of what is trained as the model was made."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return "*" if len(names) == sum(1 for _ in model.parameters()) else [f"re:^{re.escape(name)}$" for name in names]
+    return "*" if len(names) == sum(1 for _ in model.parameters()) else [selection_of(name) for name in names]
 
 
 def _fingerprint(model: nn.Module, selection: Any, told: list[Any]) -> str:
@@ -348,8 +347,7 @@ def _fingerprint(model: nn.Module, selection: Any, told: list[Any]) -> str:
     lines += [f"{name} {digest_tensor(tensor)}" for name, tensor in tensors.items() if not is_lazy(tensor)]
     for one in told:
         if isinstance(one, Examples):
-            inputs = one.inputs if isinstance(one.inputs, Mapping) else {"": one.inputs}
-            lines += [f"{name} {digest_tensor(tensor)}" for name, tensor in [*inputs.items(), ("y", one.labels)]]
+            lines += [f"{name} {digest_tensor(tensor)}" for name, tensor in [*one.tensors.items(), ("y", one.labels)]]
         else:
             lines.append(str(one))
     return digest_bytes("\n".join(lines).encode())[:16]

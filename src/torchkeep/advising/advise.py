@@ -15,7 +15,7 @@ from ..core.survey import Growth
 from ..core.sweep_report import SweepReport
 from ..core.table import shorten
 from ..core.transfer import Candidate, Examples, Recipe
-from ..gathering import check_examples, check_head, copied, few, model_from, on_device_of, read_examples
+from ..gathering import check_examples, check_head, copied, few, model_from, on_device_of, read_examples, tried
 from ..loading import load_into
 from ..pointing import checkpoint_of
 from ..sensing import similarity
@@ -84,7 +84,7 @@ def advise(
     check_examples(data)
     net, known = _made(model, weights, old_labels)
     steps = fit_input(net, data)
-    check_examples(data, net)
+    tried(net, data)
     head = head_of(net, on_device_of(net, few(data).inputs))
     facts = survey(net, data, old_labels=known)
     alike = similarity(net, data, old_labels=known, seed=seed)
@@ -102,9 +102,9 @@ def advise(
             net, data, candidates=candidates, recipe=recipe, seeds=seeds, folder=folder, seed=seed, progress=progress
         )
         report = _doubted(report, facts.growth)
-        chosen, tried = report.plan, report[report.chosen]
+        chosen, winner = report.plan, report[report.chosen]
         why.append(f"measured: {report.why}")
-        budget.append(f"{tried.seconds / tried.trials:.1f} s here for a training on 70 % of the examples")
+        budget.append(f"{winner.seconds / winner.trials:.1f} s here for a training on 70 % of the examples")
     with kept_generators(net):
         steps.append(fit_head(net, len(data.classes), head))
     check_head(net, data, head)
@@ -122,13 +122,13 @@ def _doubted(report: SweepReport, growth: Growth | None) -> SweepReport:
     }
     if not short:
         return report
-    tried = tuple(replace(one, zone="undertrained") if one.name in short else one for one in report.candidates)
+    marked = tuple(replace(one, zone="undertrained") if one.name in short else one for one in report.candidates)
     note = (
         f"{shorten(sorted(short))}: fewer right than a probe in closed form finds in the frozen features "
         f"({probe:.0%}), so {report.recipe.epochs} epochs at a rate of {report.recipe.lr:g} are too few or too slow "
         "for them: raise epochs or lr before believing this"
     )
-    return replace(report, candidates=tried, notes=(*report.notes, note))
+    return replace(report, candidates=marked, notes=(*report.notes, note))
 
 
 def _made(

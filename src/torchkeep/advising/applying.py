@@ -14,8 +14,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.names import selection_of
 from ..core.table import Table, human_count
 from ..core.transfer_plan import Step, TransferPlan, as_operation, plan_in, trained
-from ..engines.files import write_file
-from ..errors import CheckpointNotFoundError, SurgeryError
+from ..engines.files import read_file, write_file
+from ..errors import SurgeryError
 from ..freezing import freeze
 from ..pointing import checkpoint_of
 from ..surgery import Change, adapt_input, history, reinitialise, resize_head
@@ -138,11 +138,7 @@ def read_plan(path: str | os.PathLike[str]) -> TransferPlan:
         CheckpointNotFoundError: there is no such file.
         SelectorError: it cannot be read; the message says where.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointNotFoundError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    return TransferPlan.from_yaml(text, file=str(path))
+    return TransferPlan.from_yaml(read_file(Path(path)), file=str(path))
 
 
 def write_plan(plan: TransferPlan, path: str | os.PathLike[str]) -> None:

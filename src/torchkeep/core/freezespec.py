@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import CorruptCheckpointError, SelectorError
+from ..errors import CorruptCheckpointError
 from .names import Selector
 from .table import Table
+from .written import from_yaml, to_yaml
 
 Policy = Literal["frozen", "live"]
 _FACTOR = re.compile(r"\s*(?:(?:lr\s*)?(?P<sign>[*/])\s*)?(?P<first>[0-9.eE+-]+)(?:\s*/\s*(?P<second>[0-9.eE+-]+))?\s*")
@@ -96,8 +97,7 @@ class FreezeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     def to_yaml(self) -> str:
         """The spec as text that a person can review and `read` takes back."""
-        text: bytes = msgspec.yaml.encode(self)
-        return text.decode()
+        return to_yaml(self)
 
     @classmethod
     def from_yaml(cls, text: str | bytes, *, file: str = "") -> FreezeSpec:
@@ -106,15 +106,8 @@ class FreezeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         Raises:
             SelectorError: it is no YAML, has an unknown member, or says something impossible; the message says where.
         """
-        where = f"{file}: " if file else ""
-        hint = "members are phases (train, epochs, rates, layer_decay), norm, dropout and decay_norms_and_biases; "
-        hint += "quote '*' and names that are numbers"
-        try:
-            return msgspec.yaml.decode(text, type=cls)
-        except msgspec.ValidationError as error:
-            raise SelectorError(f"{where}is no freeze spec: {error}", hint=hint) from error
-        except (msgspec.DecodeError, ValueError) as error:
-            raise SelectorError(f"{where}is no YAML: {error}", hint="indent with spaces, quote '*'") from error
+        members = "phases (train, epochs, rates, layer_decay), norm, dropout and decay_norms_and_biases"
+        return from_yaml(text, cls, what="freeze spec", members=members, file=file)
 
     def table(self) -> Table:
         """One row a phase."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -43,11 +43,18 @@ class Examples:
 
     def take(self, places: torch.Tensor) -> Examples:
         """Some of the examples, in that order."""
+        return self._each(lambda tensor: tensor[places])
+
+    def to(self, device: torch.device) -> Examples:
+        """All of them on a device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Examples:
         if isinstance(self.inputs, torch.Tensor):
-            inputs: Any = self.inputs[places]
+            inputs: Any = change(self.inputs)
         else:
-            inputs = {name: tensor[places] for name, tensor in self.inputs.items()}
-        return Examples(inputs, self.labels[places], self.classes, self.title, self.notes)
+            inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+        return Examples(inputs, change(self.labels), self.classes, self.title, self.notes)
 
     def batches(self, size: int) -> Iterator[tuple[Any, torch.Tensor]]:
         """(inputs, labels) of so many examples at a time, in order."""

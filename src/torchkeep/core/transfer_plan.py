@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import CorruptCheckpointError, SelectorError
+from ..errors import CorruptCheckpointError
 from .freezespec import FreezeSpec
 from .operations import Operation
 from .table import Table, shorten
 from .transfer import Recipe, Start
+from .written import from_yaml, to_yaml
 
 Scenario = Literal["feature-extractor", "freeze-first", "from-scratch", "fine-tune-all", "ambiguous"]
 SCENARIOS: dict[str, str] = {
@@ -111,8 +112,7 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     def to_yaml(self) -> str:
         """The plan as text that a person can review and `from_yaml` takes back."""
-        text: bytes = msgspec.yaml.encode(self)
-        return text.decode()
+        return to_yaml(self)
 
     @classmethod
     def from_yaml(cls, text: str | bytes, *, file: str = "") -> TransferPlan:
@@ -121,14 +121,7 @@ class TransferPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Raises:
             SelectorError: it is no YAML, has an unknown member, or says something impossible; the message says where.
         """
-        where = f"{file}: " if file else ""
-        try:
-            return msgspec.yaml.decode(text, type=cls)
-        except msgspec.ValidationError as error:
-            hint = f"members are {', '.join(cls.__struct_fields__)}; quote '*' and names that are numbers"
-            raise SelectorError(f"{where}is no transfer plan: {error}", hint=hint) from error
-        except (msgspec.DecodeError, ValueError) as error:
-            raise SelectorError(f"{where}is no YAML: {error}", hint="indent with spaces, quote '*'") from error
+        return from_yaml(text, cls, what="transfer plan", members=", ".join(cls.__struct_fields__), file=file)
 
     @property
     def said(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..core.source import Buffer, Head
-from ..errors import CommitUnknownError, save_error
+from ..errors import CheckpointNotFoundError, CommitUnknownError, save_error
 from .buffered import Buffered, write_all
 from .direct import BLOCK, Direct
 
@@ -43,6 +43,18 @@ class Written:
 
     committed: bool
     engine: str
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        CheckpointNotFoundError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointNotFoundError(f"cannot be read: {error.strerror}", file=str(path)) from error
 
 
 def write_file(

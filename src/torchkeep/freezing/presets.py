@@ -11,8 +11,8 @@ from torch import nn
 from ..core.freezespec import FreezeSpec, Phase
 from ..core.names import is_under
 from ..core.table import human_count
-from ..engines.files import write_file
-from ..errors import CheckpointNotFoundError, SelectorError
+from ..engines.files import read_file, write_file
+from ..errors import SelectorError
 from .view import DROPOUTS, View, numel
 
 PRESETS = ("head", "lp-ft", "gradual", "full")
@@ -88,11 +88,7 @@ def read_spec(path: str | os.PathLike[str]) -> FreezeSpec:
         CheckpointNotFoundError: there is no such file.
         SelectorError: it cannot be read; the message says where.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointNotFoundError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    return FreezeSpec.from_yaml(text, file=str(path))
+    return FreezeSpec.from_yaml(read_file(Path(path)), file=str(path))
 
 
 def write_spec(spec: FreezeSpec, path: str | os.PathLike[str], *, model: nn.Module | None = None) -> None:

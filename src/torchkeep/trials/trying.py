@@ -72,7 +72,9 @@ class Trials:
         self._candidates = {candidate.name: candidate for candidate in candidates}
         made_of = {
             "weights": _digest({**dict(named_parameters(model)), **dict(named_buffers(model))}),
-            "examples": _digest(_tensors(examples)),
+            "examples": _digest(
+                {**{f"inputs.{name}": tensor for name, tensor in examples.tensors.items()}, "labels": examples.labels}
+            ),
             "candidates": digest_bytes(repr(list(candidates)).encode(errors="backslashreplace")),
             "recipe": digest_bytes(repr(recipe).encode()),
             "layers": digest_bytes(re.sub(r"\b0x[0-9a-f]+", "", repr(model)).encode(errors="backslashreplace")),
@@ -203,12 +205,6 @@ def fresh(model: nn.Module, seed: int) -> list[str]:
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return left
-
-
-def _tensors(examples: Examples) -> dict[str, torch.Tensor]:
-    inputs = examples.inputs
-    named = {"": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
-    return {**{f"inputs.{name}": tensor for name, tensor in named.items()}, "labels": examples.labels}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
